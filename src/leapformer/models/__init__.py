@@ -1,0 +1,25 @@
+"""Models of the transformers library. Importing this room registers them with its Auto classes."""
+
+try:
+    from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"{error}; leapformer's models need it: pip install 'leapformer[models]'"
+    ) from error
+
+from .base import LeaPformerModel, LeaPformerPreTrainedModel
+from .classifier import LeaPformerForSequenceClassification
+from .configuration import LeaPformerConfig
+
+AutoConfig.register("leapformer", LeaPformerConfig, exist_ok=True)
+AutoModel.register(LeaPformerConfig, LeaPformerModel, exist_ok=True)
+AutoModelForSequenceClassification.register(
+    LeaPformerConfig, LeaPformerForSequenceClassification, exist_ok=True
+)
+
+__all__ = [
+    "LeaPformerConfig",
+    "LeaPformerForSequenceClassification",
+    "LeaPformerModel",
+    "LeaPformerPreTrainedModel",
+]

@@ -1,0 +1,44 @@
+"""The configuration of every LeaPformer model."""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+@strict
+class LeaPformerConfig(PreTrainedConfig):
+    """What makes up a model. Unknown attentions are refused when the model is built.
+
+    Args:
+        vocab_size: number of token ids.
+        hidden_size: width of the model.
+        num_hidden_layers: number of blocks.
+        num_attention_heads: heads; divides hidden_size.
+        intermediate_size: width inside the feed-forward nets.
+        attention: a name of `leapformer.zoo.ATTENTIONS`.
+        attention_options: further arguments of that mechanism, such as {"hidden": 16} for leap.
+        max_position_embeddings: the longest sequence, for learned positions and for mechanisms
+            that must know it.
+        position_embedding: "learned", "sinusoidal" or "none".
+        hidden_dropout_prob: dropout after embeddings, attention and feed-forward nets.
+        layer_norm_eps: epsilon of the norms.
+        initializer_range: standard deviation of the embeddings at the start. Linear maps start at
+            PyTorch's own scale, which follows their width.
+    """
+
+    model_type = "leapformer"
+
+    vocab_size: int = 256
+    hidden_size: int = 256
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 4
+    intermediate_size: int = 1024
+    attention: str = "leap"
+    attention_options: dict[str, Any] | None = None
+    max_position_embeddings: int = 2048
+    position_embedding: str = "learned"
+    hidden_dropout_prob: float | int = 0.1
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    pad_token_id: int | None = 0

@@ -1,0 +1,55 @@
+"""The definition: quadratic, in float64, one line per line of mathematics.
+
+Every other backend is right exactly as far as it agrees with this file. It shares no formula with
+them: the weights are cosines of differences here, dot products of widened vectors there.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .features import FEATURE_MAPS
+
+
+def reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    p_q: Tensor | None,
+    p_k: Tensor | None,
+    counts: Tensor,
+    key_mask: Tensor | None,
+    sums: Tensor | None,
+    eps: float,
+    feature_map: str,
+) -> tuple[Tensor, Tensor]:
+    """Output [B, H, N, E] and the sums [B, H, F, E + 1] over the state and all keys, in float64.
+
+    `counts` are the n_i [N] or [B, N]; `sums` is an earlier state or None. Differentiable by
+    autograd, as often as one likes.
+    """
+    phi = FEATURE_MAPS[feature_map][0]
+    q, k, v = phi(q.double()), phi(k.double()), v.double()
+    if key_mask is not None:
+        padding = ~key_mask[:, None, :, None]
+        k, v = k.masked_fill(padding, 0), v.masked_fill(padding, 0)
+        p_k = None if p_k is None else p_k.masked_fill(padding[..., 0], 0)
+
+    weights = q @ k.mT
+    if p_q is not None and p_k is not None:
+        a, b = p_q.double() * (math.pi / 2), p_k.double() * (math.pi / 2)
+        weights = weights * torch.cos(a.unsqueeze(-1) - b.unsqueeze(-2))
+        q = torch.cat([q * a.cos().unsqueeze(-1), q * a.sin().unsqueeze(-1)], -1)
+        k = torch.cat([k * b.cos().unsqueeze(-1), k * b.sin().unsqueeze(-1)], -1)
+    seen = counts.to(q.device).unsqueeze(-1) > torch.arange(k.shape[-2], device=q.device)
+    weights = weights.masked_fill(~(seen if seen.dim() == 2 else seen.unsqueeze(1)), 0)
+
+    numerator, total = weights @ v, weights.sum(-1, keepdim=True)
+    after = torch.cat([k.mT @ v, k.sum(-2).unsqueeze(-1)], -1)
+    if sums is not None:
+        before = sums.double()
+        numerator = numerator + q @ before[..., :-1]
+        total = total + q @ before[..., -1:]
+        after = before + after
+    return numerator / total.clamp_min(eps), after

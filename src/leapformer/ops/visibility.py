@@ -1,0 +1,106 @@
+"""Which keys a query may see, as one integer: query i sees the first n_i keys of the call.
+
+The n_i never decrease. Prefixes are what a running state can serve, so this is the whole mask
+language: a mask that cannot be streamed cannot be written.
+"""
+
+import sys
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .checks import require
+
+
+@dataclass(frozen=True)
+class Visible:
+    """A rule for n_i among S keys: `n_i = min(S, (i // size + start) * step + lookahead)`.
+
+    Use the named constructors; `Visible.causal()` and `Visible.all()` are what the strings
+    "causal" and "all" stand for.
+    """
+
+    size: int = 1
+    start: int = 1
+    step: int = 1
+    lookahead: int = 0
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or min(self.start, self.step, self.lookahead) < 0:
+            raise ValueError(f"{self}: size must be at least 1, the rest at least 0")
+
+    @staticmethod
+    def all() -> "Visible":
+        """Every query sees every key (encoder, cross-attention)."""
+        return Visible(step=0, lookahead=sys.maxsize)
+
+    @staticmethod
+    def causal(prefix: int = 0) -> "Visible":
+        """Query i sees keys 0..i, after `prefix` keys that all queries see: n_i = prefix + i + 1."""
+        return Visible(lookahead=prefix)
+
+    @staticmethod
+    def chunks(size: int, lookahead: int = 0) -> "Visible":
+        """A streaming encoder: the query's whole chunk, all before it, `lookahead` keys after it."""
+        return Visible(size=size, step=size, lookahead=lookahead)
+
+    @staticmethod
+    def wait_k(k: int, ratio: int = 1) -> "Visible":
+        """Simultaneous cross-attention: k source units first, then one more a query.
+
+        A unit is `ratio` keys (the pre-decision ratio): n_i = ratio * (k + i).
+        """
+        return Visible(start=k, step=ratio)
+
+    def count(self, i: int, keys: int) -> int:
+        """n_i for one query."""
+        return min(keys, (i // self.size + self.start) * self.step + self.lookahead)
+
+    def counts(self, queries: int, keys: int) -> Tensor:
+        """All n_i: int64 [queries], on the CPU."""
+        unit = torch.arange(queries).div(self.size, rounding_mode="floor") + self.start
+        return (unit * self.step).clamp_max(keys).add(min(keys, self.lookahead)).clamp_max(keys)
+
+
+RULES = {"all": Visible.all(), "causal": Visible.causal()}
+
+
+def as_rule(visible: str | Visible | Tensor) -> Visible | None:
+    """The rule behind `visible`; None for a tensor, which is no rule."""
+    if isinstance(visible, Tensor):
+        return None
+    if isinstance(visible, Visible):
+        return visible
+    if visible not in RULES:
+        raise ValueError(
+            f"unknown visibility {visible!r}: choose from {', '.join(RULES)}, "
+            "Visible.chunks(...), Visible.wait_k(...) or an integer tensor [N] or [B, N]"
+        )
+    return RULES[visible]
+
+
+def visible_counts(
+    visible: str | Visible | Tensor, batch: int, queries: int, keys: int
+) -> Tensor:
+    """The n_i of every query, int64 [N], or [B, N] where each row has its own; checked.
+
+    Raises ValueError for a tensor that decreases, is negative or exceeds the number of keys, and
+    TypeError for one that is not of integers.
+    """
+    if (rule := as_rule(visible)) is not None:
+        return rule.counts(queries, keys)
+    assert isinstance(visible, Tensor)
+    if visible.is_floating_point() or visible.is_complex() or visible.dtype == torch.bool:
+        raise TypeError(f"visible is {visible.dtype}: it counts keys, give an integer tensor")
+    if visible.shape not in ((queries,), (batch, queries)):
+        raise ValueError(
+            f"visible is {list(visible.shape)}: expected [N] = [{queries}] "
+            f"or [B, N] = [{batch}, {queries}]"
+        )
+    counts = visible.long()
+    fits = (counts >= 0) & (counts <= keys)
+    require(fits.all(), f"visible must lie in 0..S = {keys}: it counts leading keys")
+    grows = counts[..., 1:] >= counts[..., :-1]
+    require(grows.all(), "visible decreases: a later query must see all that an earlier one saw")
+    return counts

@@ -1,0 +1,74 @@
+"""Where a token stands, as a proportion in [0, 1]: the paper's idea in one file.
+
+cosFormer re-weights attention by cos(pi/2 * (i/M - j/M)): near tokens count more. It needs the
+length M, which a decoder, a stream or a translator does not have. LeaPformer (arXiv 2405.13046,
+section 3) lets a small module read the proportion off the token itself:
+
+    p = sigmoid(W2 relu(W1 phi(x)))
+
+No position enters and no length, so there is none to know in advance, and the proportions need not
+follow the order of the tokens: what belongs together can be drawn together.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class LeaP(nn.Module):
+    """Learned proportions: x [B, H, N, D] -> p [B, H, N] in [0, 1].
+
+    One module for the queries and one for the keys of a layer, shared by its heads. Its input is
+    phi(x), the features the attention itself works with. The sigmoid is taken in float32, also
+    under autocast.
+
+    Args:
+        head_dim: D, the width of a head.
+        hidden: r, the width between the two linear maps; head_dim // 4 by default (the paper's
+            step-down of 4). 1 stands for a single linear map.
+    """
+
+    def __init__(self, head_dim: int, hidden: int | None = None) -> None:
+        super().__init__()
+        hidden = max(1, head_dim // 4) if hidden is None else hidden
+        if hidden < 1:
+            raise ValueError(f"hidden is {hidden}: LeaP needs a width of at least 1")
+        self.head_dim = head_dim
+        self.proportion: nn.Module = nn.Linear(head_dim, 1)
+        if hidden > 1:
+            self.proportion = nn.Sequential(
+                nn.Linear(head_dim, hidden), nn.ReLU(), nn.Linear(hidden, 1)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.head_dim:
+            raise ValueError(f"x is {list(x.shape)}: expected a last axis of {self.head_dim}")
+        logit = self.proportion(x.relu()).squeeze(-1)
+        return torch.sigmoid(logit if logit.dtype == torch.float64 else logit.float())
+
+
+class Ramp(nn.Module):
+    """Static proportions, cosFormer's (arXiv 2202.08791): p_i = i / M for a length M known ahead.
+
+    Args:
+        max_length: M. A longer sequence has no proportion in [0, 1] and raises.
+    """
+
+    def __init__(self, max_length: int) -> None:
+        super().__init__()
+        if max_length < 1:
+            raise ValueError(f"max_length is {max_length}: a ramp needs a positive length")
+        self.max_length = max_length
+
+    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+        """Proportions [N] of the N tokens of x [..., N, D], the first of them at `start`."""
+        end = start + x.shape[-2]
+        if end > self.max_length:
+            raise ValueError(
+                f"position {end} lies beyond the ramp's max_length of {self.max_length}: "
+                "static proportions need the length in advance (learned ones, LeaP, do not)"
+            )
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        return torch.arange(start, end, device=x.device, dtype=dtype) / self.max_length
+
+    def extra_repr(self) -> str:
+        return f"max_length={self.max_length}"

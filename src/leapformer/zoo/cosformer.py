@@ -1,0 +1,28 @@
+"""cosFormer (Qin et al., ICLR 2022, arXiv 2202.08791, eq. 10).
+
+    w_ij = relu(q_i) . relu(k_j) * cos(pi/2 * (i - j) / M)
+
+Static proportions: near tokens count more, and the maximum length M must be known.
+"""
+
+from torch import Tensor
+
+from ..proportion import Ramp
+from .base import Traits
+from .linear import LinearAttention
+
+
+class CosformerAttention(LinearAttention):
+    """Linear attention re-weighted by the distance of positions; needs `max_length`."""
+
+    traits = Traits(linear=True, causal=True, cross=True, streaming=True, fixed_length=True)
+    feature_map = "relu"
+
+    def __init__(self, num_heads: int, head_dim: int, max_length: int | None = None) -> None:
+        super().__init__(num_heads, head_dim, max_length)
+        if max_length is None:
+            raise ValueError("cosformer must know the longest sequence in advance: max_length")
+        self.ramp = Ramp(max_length)
+
+    def proportions(self, q: Tensor, k: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        return self.ramp(q, start), self.ramp(k, start)
