@@ -76,9 +76,7 @@ def leap_attention(
     keys, value_width = v.shape[-2:]
     empty = (batch, heads, key_width, value_width)
     if state is None:
-        state = LeapState.empty(
-            *empty, proportions=p_q is not None, dtype=q.dtype, device=q.device
-        )
+        state = LeapState.empty(*empty, proportions=p_q is not None, dtype=q.dtype, device=q.device)
     else:
         _check_state(state, empty, p_q is not None, q)
     rule = as_rule(visible)

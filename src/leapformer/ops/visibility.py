@@ -80,9 +80,7 @@ def as_rule(visible: str | Visible | Tensor) -> Visible | None:
     return RULES[visible]
 
 
-def visible_counts(
-    visible: str | Visible | Tensor, batch: int, queries: int, keys: int
-) -> Tensor:
+def visible_counts(visible: str | Visible | Tensor, batch: int, queries: int, keys: int) -> Tensor:
     """The n_i of every query, int64 [N], or [B, N] where each row has its own; checked.
 
     Raises ValueError for a tensor that decreases, is negative or exceeds the number of keys, and

@@ -1,0 +1,97 @@
+"""Recipes: every number of a run, with its source beside it. One function a preset."""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .listops import TreeShape
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A full, typed configuration; the same for every attention that is compared."""
+
+    task: str
+    preset: str
+
+    trees: TreeShape
+    """Which ListOps trees."""
+    train_examples: int
+    validation_examples: int
+    test_examples: int
+    data_seed: int = 0
+
+    num_hidden_layers: int = 2
+    hidden_size: int = 64
+    num_attention_heads: int = 2
+    intermediate_size: int = 128
+    position_embedding: str = "learned"
+    max_length: int = 2000
+    """Rows of the table of positions, and cosFormer's M."""
+    dropout: float = 0.1
+    leap_hidden: int | None = None
+    """r of LeaP; None is head_dim / 4, the paper's step-down of 4."""
+
+    batch_size: int = 32
+    """Sequences a step, over all processes."""
+    learning_rate: float = 1e-4
+    warmup_steps: int = 1000
+    steps: int = 20_000
+    weight_decay: float = 0.0
+    adam_epsilon: float = 1e-6
+    clip_value: float = 1.0
+    """Gradients are clipped to [-clip_value, clip_value], element by element."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    evaluate_every: int = 500
+    """Steps between evaluations on the validation split; the best model is tested."""
+
+
+def listops_paper() -> Recipe:
+    """The small PyTorch set-up of Long-Range Arena that the paper works with (published
+    configurations; Skyformer, Chen et al. 2021, has the same with 50k steps)."""
+    return Recipe(
+        task="listops",
+        preset="paper",
+        trees=TreeShape(),
+        train_examples=96_000,
+        validation_examples=2_000,
+        test_examples=2_000,
+        leap_hidden=16,  # 2,180 parameters of LeaP in two layers: the paper's table of sizes
+    )
+
+
+def listops_quick() -> Recipe:
+    """Two cores, minutes: the paper's model on short trees, with a learning rate for few steps."""
+    return Recipe(
+        task="listops",
+        preset="quick",
+        trees=TreeShape(min_length=16, max_length=128, max_depth=5, max_arguments=5),
+        train_examples=48_000,
+        validation_examples=1_000,
+        test_examples=2_000,
+        max_length=128,
+        learning_rate=1e-3,
+        warmup_steps=100,
+        steps=1_500,
+        evaluate_every=250,
+    )
+
+
+RECIPES: dict[str, dict[str, Callable[[], Recipe]]] = {
+    "listops": {"quick": listops_quick, "paper": listops_paper},
+}
+
+
+def recipe(task: str, preset: str) -> Recipe:
+    """The recipe of that name; ValueError with the names there are for another."""
+    presets = RECIPES[_known("task", task, RECIPES)]
+    return presets[_known("preset", preset, presets)]()
+
+
+def _known(kind: str, name: str, names: dict[str, object] | dict[str, Callable[[], Recipe]]) -> str:
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ValueError(f"unknown {kind} {name!r}{hint}: choose from {', '.join(names)}")
+    return name

@@ -1,0 +1,225 @@
+"""One run: one attention, one seed, one recipe, on transformers' Trainer."""
+
+import dataclasses
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict
+from transformers import (
+    EvalPrediction,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+
+from ...models import LeaPformerConfig, LeaPformerForSequenceClassification
+from ...zoo import attention_class
+from ..results import signature, write_json, writable_folder
+from .data import collate, load_listops, majority
+from .listops import VOCABULARY
+from .recipes import Recipe
+
+RESULT = "result.json"
+
+
+def load_data(recipe: Recipe, cache: Path, source: Path | None = None) -> DatasetDict:
+    """The recipe's data set, made or read once and kept in `cache`."""
+    sizes = (recipe.train_examples, recipe.validation_examples, recipe.test_examples)
+    return load_listops(recipe.trees, sizes, recipe.data_seed, cache, source)
+
+
+def build_model(recipe: Recipe, attention: str) -> LeaPformerForSequenceClassification:
+    """The classifier that the recipe describes, with this attention in it."""
+    config = LeaPformerConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=recipe.hidden_size,
+        num_hidden_layers=recipe.num_hidden_layers,
+        num_attention_heads=recipe.num_attention_heads,
+        intermediate_size=recipe.intermediate_size,
+        attention=attention,
+        attention_options={"hidden": recipe.leap_hidden} if attention == "leap" else None,
+        max_position_embeddings=recipe.max_length,
+        position_embedding=recipe.position_embedding,
+        hidden_dropout_prob=recipe.dropout,
+        num_labels=10,
+    )
+    return LeaPformerForSequenceClassification(config)
+
+
+def train(
+    recipe: Recipe,
+    attention: str,
+    seed: int,
+    out: Path,
+    cache: Path,
+    source: Path | None = None,
+) -> dict[str, Any]:
+    """Train, test, and leave `result.json` and the model in `out`.
+
+    A run that finished before is not run again; one that was killed goes on from its last whole
+    checkpoint. Raises ValueError where `out` holds a run of something else.
+    """
+    attention_class(attention)
+    writable_folder(out)
+    wanted = {
+        "task": recipe.task,
+        "attention": attention,
+        "seed": seed,
+        "recipe": dataclasses.asdict(recipe),
+        "source": None if source is None else str(source),
+    }
+    _claim(out, wanted)
+    if (out / RESULT).is_file():
+        finished: dict[str, Any] = json.loads((out / RESULT).read_text())
+        return finished
+
+    data = load_data(recipe, cache, source)
+    longest = max(max(len(x) for x in split["input_ids"]) for split in data.values())
+    if longest > recipe.max_length:
+        raise ValueError(
+            f"the longest sequence has {longest} tokens and the recipe allows for "
+            f"{recipe.max_length}: give --max-length {longest}"
+        )
+    set_seed(seed)
+    model = build_model(recipe, attention)
+    trainer = _trainer(recipe, model, data, seed, out)
+    began = time.time()
+    trainer.train(resume_from_checkpoint=last_checkpoint(out))
+    tested = trainer.evaluate(data["test"], metric_key_prefix="test")
+
+    result = {
+        "signature": signature(**wanted, backend="auto", precision=recipe.precision),
+        "accuracy": tested["test_accuracy"],
+        "loss": tested["test_loss"],
+        "majority": majority(data["test"]),
+        "best_step": trainer.state.best_global_step,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "seconds": time.time() - began,
+        "curve": trainer.state.log_history,
+    }
+    trainer.save_model(str(out / "model"))
+    write_json(out / RESULT, result)
+    for checkpoint in out.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    return result
+
+
+def _claim(out: Path, wanted: dict[str, Any]) -> None:
+    """Mark the folder with what runs in it; refuse one that something else ran in."""
+    mark = out / "run.json"
+    wanted = json.loads(json.dumps(wanted))
+    if not mark.is_file():
+        write_json(mark, wanted)
+    elif (held := json.loads(mark.read_text())) != wanted:
+        differing = sorted(key for key in wanted if held.get(key) != wanted[key])
+        raise ValueError(
+            f"{out} holds a run with another {' and '.join(differing)}: "
+            "choose another --out, or delete it"
+        )
+
+
+def last_checkpoint(out: Path) -> str | None:
+    """The newest checkpoint that was written to its end: Trainer writes its state last."""
+    whole = []
+    for state in out.glob("checkpoint-*/trainer_state.json"):
+        try:
+            whole.append((int(json.loads(state.read_text())["global_step"]), str(state.parent)))
+        except (ValueError, KeyError):
+            continue
+    return max(whole)[1] if whole else None
+
+
+def _trainer(
+    recipe: Recipe,
+    model: LeaPformerForSequenceClassification,
+    data: DatasetDict,
+    seed: int,
+    out: Path,
+) -> Trainer:
+    arguments = TrainingArguments(
+        output_dir=str(out),
+        max_steps=recipe.steps,
+        per_device_train_batch_size=recipe.batch_size,
+        per_device_eval_batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=recipe.warmup_steps,
+        weight_decay=recipe.weight_decay,
+        adam_epsilon=recipe.adam_epsilon,
+        max_grad_norm=0.0,
+        bf16=recipe.precision == "bfloat16",
+        eval_strategy="steps",
+        eval_steps=recipe.evaluate_every,
+        logging_steps=recipe.evaluate_every,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=recipe.evaluate_every,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="accuracy",
+        seed=seed,
+        data_seed=seed,
+        report_to="none",
+        use_cpu=not torch.cuda.is_available(),
+    )
+    return Trainer(
+        model,
+        arguments,
+        train_dataset=_torch(data["train"]),
+        eval_dataset=_torch(data["validation"]),
+        data_collator=collate,
+        compute_metrics=_accuracy,
+        callbacks=[_ClipValue(recipe.clip_value), _StopOnNaN()],
+    )
+
+
+def _torch(data: Dataset) -> Dataset:
+    return data.with_format("torch")
+
+
+def _accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    answers = np.asarray(prediction.predictions).argmax(-1)
+    return {"accuracy": float((answers == prediction.label_ids).mean())}
+
+
+class _ClipValue(TrainerCallback):
+    """Clip gradients element by element, as Long-Range Arena's set-up does (Trainer knows norms)."""
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        torch.nn.utils.clip_grad_value_(kwargs["model"].parameters(), self.limit)
+
+
+class _StopOnNaN(TrainerCallback):
+    """A loss that is no number ends the run at once, with its step."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        loss = (kwargs.get("logs") or {}).get("loss", 0.0)
+        if not math.isfinite(float(loss)):
+            raise FloatingPointError(
+                f"the training loss is {loss} at step {state.global_step}: "
+                "lower --learning-rate or raise --warmup-steps"
+            )

@@ -1,0 +1,81 @@
+"""Every number carries its recipe: results as JSON with a signature, written whole or not at all."""
+
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_LIBRARIES = ("leapformer", "torch", "transformers", "datasets", "accelerate")
+
+
+def signature(**what: Any) -> dict[str, Any]:
+    """`what` was run (attention, seed, ...), with which versions, from which commit and where."""
+    cuda = torch.cuda.is_available()
+    return {
+        **what,
+        "versions": {name: version(name) for name in _LIBRARIES},
+        "commit": _commit(),
+        "machine": {
+            "processor": _processor(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if cuda else None,
+            "system": platform.system(),
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _commit() -> str | None:
+    """The commit this package's source is at, marked where files differ from it; None outside git."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", here, *words], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    commit = git("rev-parse", "--short=12", "HEAD")
+    tracked = git("ls-files", "--error-unmatch", Path(__file__).name)
+    if not commit or not tracked:
+        return None
+    return commit + ("+changes" if git("status", "--porcelain", "--", str(here)) else "")
+
+
+def _processor() -> str:
+    for line in _lines(Path("/proc/cpuinfo")):
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write so that a reader, also after a kill, finds the old file or the new one whole."""
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, prefix=f".{path.name}-", delete=False, encoding="utf-8"
+    ) as half:
+        json.dump(value, half, indent=1)
+        half.write("\n")
+    os.chmod(half.name, 0o644)
+    os.replace(half.name, path)
+
+
+def writable_folder(path: Path) -> Path:
+    """Make the folder and try it, before any work is done for it. OSError names what to do."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"cannot write to {path} ({error.strerror}): choose another folder with --out"
+        ) from None
+    return path
