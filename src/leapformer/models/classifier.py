@@ -47,7 +47,7 @@ class LeaPformerForSequenceClassification(LeaPformerPreTrainedModel):
 
 
 def mean_pool(x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean of x [B, N, hidden] over the positions where mask [B, N] is true; zeros where none is."""
+    """Mean of x [B, N, hidden] over the positions where mask [B, N] is true, zeros if none."""
     if mask is None:
         return x.mean(1)
     real = mask.bool().unsqueeze(-1)

@@ -225,7 +225,7 @@ def _backward(
 
 
 def _empty_output(q: Tensor, v: Tensor) -> Tensor:
-    """[B, H, N, E] laid out as [B, N, H, E], so that merging the heads afterwards copies nothing."""
+    """[B, H, N, E] laid out as [B, N, H, E]: merging the heads then copies nothing."""
     batch, heads, queries, _ = q.shape
     return q.new_empty(batch, queries, heads, v.shape[-1]).transpose(1, 2)
 

@@ -1,9 +1,11 @@
 """The front door of the attention: one signature for every visibility, device and backend."""
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 
-from .checks import require
+from .checks import known, require
 from .chunked import chunked
 from .features import FEATURE_MAPS, accumulator
 from .reference import reference
@@ -11,6 +13,42 @@ from .state import LeapState
 from .visibility import Visible, as_rule, visible_counts
 
 BACKENDS = ("reference", "chunked")
+
+
+@overload
+def leap_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    p_q: Tensor | None = None,
+    p_k: Tensor | None = None,
+    *,
+    visible: str | Visible | Tensor = "all",
+    key_mask: Tensor | None = None,
+    state: LeapState | None = None,
+    return_state: Literal[False] = False,
+    eps: float = 1e-6,
+    feature_map: str = "relu",
+    backend: str = "auto",
+) -> Tensor: ...
+
+
+@overload
+def leap_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    p_q: Tensor | None = None,
+    p_k: Tensor | None = None,
+    *,
+    visible: str | Visible | Tensor = "all",
+    key_mask: Tensor | None = None,
+    state: LeapState | None = None,
+    return_state: bool,
+    eps: float = 1e-6,
+    feature_map: str = "relu",
+    backend: str = "auto",
+) -> tuple[Tensor, LeapState]: ...
 
 
 def leap_attention(
@@ -103,11 +141,8 @@ def leap_attention(
 
 def choose_backend(name: str, device: torch.device) -> str:
     """The backend that serves: `name` itself, or for "auto" the fastest one for the device."""
-    if name == "auto":
-        return "chunked"
-    if name not in BACKENDS:
-        raise ValueError(f"unknown backend {name!r}: choose from {', '.join(BACKENDS)} or auto")
-    return name
+    known("backend", name, ("auto", *BACKENDS))
+    return "chunked" if name == "auto" else name
 
 
 def _proportions(name: str, p: Tensor | None, x: Tensor) -> Tensor | None:
@@ -160,10 +195,7 @@ def _check_inputs(
             )
     if not eps > 0:
         raise ValueError(f"eps is {eps}: it bounds a divisor from below and must be positive")
-    if feature_map not in FEATURE_MAPS:
-        raise ValueError(
-            f"unknown feature map {feature_map!r}: choose from {', '.join(FEATURE_MAPS)}"
-        )
+    known("feature map", feature_map, FEATURE_MAPS)
 
 
 def _check_state(

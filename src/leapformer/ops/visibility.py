@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .checks import require
+from .checks import known, require
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Visible:
 
     @staticmethod
     def causal(prefix: int = 0) -> "Visible":
-        """Query i sees keys 0..i, after `prefix` keys that all queries see: n_i = prefix + i + 1."""
+        """Query i sees keys 0..i after `prefix` that all see: n_i = prefix + i + 1."""
         return Visible(lookahead=prefix)
 
     @staticmethod
     def chunks(size: int, lookahead: int = 0) -> "Visible":
-        """A streaming encoder: the query's whole chunk, all before it, `lookahead` keys after it."""
+        """A streaming encoder: the query's whole chunk, all before, `lookahead` keys after."""
         return Visible(size=size, step=size, lookahead=lookahead)
 
     @staticmethod
@@ -72,12 +72,7 @@ def as_rule(visible: str | Visible | Tensor) -> Visible | None:
         return None
     if isinstance(visible, Visible):
         return visible
-    if visible not in RULES:
-        raise ValueError(
-            f"unknown visibility {visible!r}: choose from {', '.join(RULES)}, "
-            "Visible.chunks(...), Visible.wait_k(...) or an integer tensor [N] or [B, N]"
-        )
-    return RULES[visible]
+    return RULES[known("visibility", visible, RULES)]
 
 
 def visible_counts(visible: str | Visible | Tensor, batch: int, queries: int, keys: int) -> Tensor:

@@ -1,9 +1,8 @@
-"""Long-Range Arena data as cached `datasets`, and batches of it. Padding is a mask, never a value."""
+"""Long-Range Arena data as cached `datasets`, in batches. Padding is a mask, never a value."""
 
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -54,11 +53,12 @@ def load_listops(
 
 def _sampled(shape: listops.TreeShape, sizes: tuple[int, int, int], seed: int) -> DatasetDict:
     trees, values = listops.sample(sum(sizes), shape, seed)
-    cuts = np.cumsum(sizes)
+    # Short trees come up again and are dropped, so late samples are longer: mix before splitting.
+    parts = np.split(np.random.default_rng(seed).permutation(len(trees)), np.cumsum(sizes)[:-1])
     return DatasetDict(
         {
-            split: _dataset(trees[end - size : end], values[end - size : end])
-            for split, size, end in zip(SPLITS, sizes, cuts, strict=True)
+            split: _dataset([trees[i] for i in part], values[part])
+            for split, part in zip(SPLITS, parts, strict=True)
         }
     )
 
@@ -86,7 +86,7 @@ def _cached(cache: Path, wanted: dict[str, Any], make: Any) -> DatasetDict:
             make().save_to_disk(half / "data")
             (half / "data" / "wanted.json").write_text(description + "\n")
             if not place.is_dir():
-                os.replace(half / "data", place)
+                (half / "data").replace(place)
         finally:
             shutil.rmtree(half)
     data = load_from_disk(str(place))

@@ -142,8 +142,9 @@ class _Level:
 
     def keep(self, roots: NDArray[np.bool_]) -> "_Level":
         chosen = roots[self.root]
-        columns = (self.root, self.operator, self.digit, self.arguments)
-        return _Level(*(column[chosen] for column in columns))
+        return _Level(
+            self.root[chosen], self.operator[chosen], self.digit[chosen], self.arguments[chosen]
+        )
 
 
 def _grow(random: np.random.Generator, shape: TreeShape, roots: int) -> Iterator[tuple[Ids, int]]:

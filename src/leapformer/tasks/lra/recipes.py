@@ -1,10 +1,10 @@
 """Recipes: every number of a run, with its source beside it. One function a preset."""
 
-import difflib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
+from ...ops.checks import known
 from .listops import TreeShape
 
 
@@ -66,15 +66,15 @@ def listops_quick() -> Recipe:
     return Recipe(
         task="listops",
         preset="quick",
-        trees=TreeShape(min_length=16, max_length=128, max_depth=5, max_arguments=5),
-        train_examples=48_000,
+        trees=TreeShape(min_length=10, max_length=100, max_depth=4, max_arguments=5),
+        train_examples=96_000,
         validation_examples=1_000,
         test_examples=2_000,
-        max_length=128,
+        max_length=100,
         learning_rate=1e-3,
-        warmup_steps=100,
-        steps=1_500,
-        evaluate_every=250,
+        warmup_steps=300,
+        steps=3_000,
+        evaluate_every=500,
     )
 
 
@@ -85,13 +85,5 @@ RECIPES: dict[str, dict[str, Callable[[], Recipe]]] = {
 
 def recipe(task: str, preset: str) -> Recipe:
     """The recipe of that name; ValueError with the names there are for another."""
-    presets = RECIPES[_known("task", task, RECIPES)]
-    return presets[_known("preset", preset, presets)]()
-
-
-def _known(kind: str, name: str, names: dict[str, object] | dict[str, Callable[[], Recipe]]) -> str:
-    if name not in names:
-        near = difflib.get_close_matches(name, names, 1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise ValueError(f"unknown {kind} {name!r}{hint}: choose from {', '.join(names)}")
-    return name
+    presets = RECIPES[known("task", task, RECIPES)]
+    return presets[known("preset", preset, presets)]()

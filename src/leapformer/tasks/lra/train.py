@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from ...models import LeaPformerConfig, LeaPformerForSequenceClassification
+from ...results import signature, writable_folder, write_json
 from ...zoo import attention_class
-from ..results import signature, write_json, writable_folder
 from .data import collate, load_listops, majority
 from .listops import VOCABULARY
 from .recipes import Recipe
@@ -192,7 +192,7 @@ def _accuracy(prediction: EvalPrediction) -> dict[str, float]:
 
 
 class _ClipValue(TrainerCallback):
-    """Clip gradients element by element, as Long-Range Arena's set-up does (Trainer knows norms)."""
+    """Clip gradients element by element, as the arena's set-up does (Trainer clips norms)."""
 
     def __init__(self, limit: float) -> None:
         self.limit = limit

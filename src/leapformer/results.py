@@ -1,7 +1,6 @@
-"""Every number carries its recipe: results as JSON with a signature, written whole or not at all."""
+"""Every number carries its recipe: results as JSON with a signature, written whole."""
 
 import json
-import os
 import platform
 import subprocess
 import tempfile
@@ -32,7 +31,7 @@ def signature(**what: Any) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit this package's source is at, marked where files differ from it; None outside git."""
+    """The commit of this package's source, marked where files differ; None outside git."""
     here = Path(__file__).parent
 
     def git(*words: str) -> str:
@@ -64,8 +63,8 @@ def write_json(path: Path, value: Any) -> None:
     ) as half:
         json.dump(value, half, indent=1)
         half.write("\n")
-    os.chmod(half.name, 0o644)
-    os.replace(half.name, path)
+    Path(half.name).chmod(0o644)
+    Path(half.name).replace(path)
 
 
 def writable_folder(path: Path) -> Path:

@@ -1,0 +1,80 @@
+"""Throughput and memory of the classifiers, apart from data loading and evaluation."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ...timing import peak_bytes, seconds, spread
+from .recipes import Recipe
+from .train import build_model
+
+ARENA_LENGTH = 2000  # ListOps in Long-Range Arena
+
+
+def measure(recipe: Recipe, attentions: list[str], lengths: list[int], rounds: int) -> list[Any]:
+    """One record for each attention and length: a training step and an inference pass.
+
+    All get the same batch of random tokens, without padding, and the recipe's batch size. Rates are
+    sequences a second; memory is what a training step or an inference pass holds beyond the
+    parameters.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    records = []
+    for length in lengths:
+        adapted = recipe if length <= recipe.max_length else _longer(recipe, length)
+        vocabulary = build_model(adapted, attentions[0]).config.vocab_size
+        batch = {
+            "input_ids": torch.randint(1, vocabulary, (recipe.batch_size, length), device=device),
+            "attention_mask": torch.ones(
+                recipe.batch_size, length, dtype=torch.bool, device=device
+            ),
+            "labels": torch.zeros(recipe.batch_size, dtype=torch.long, device=device),
+        }
+        steps = {a: _Steps(adapted, a, batch, device) for a in attentions}
+        training = seconds({a: s.train for a, s in steps.items()}, rounds, label=f"train {length}")
+        inference = seconds({a: s.infer for a, s in steps.items()}, rounds, label=f"infer {length}")
+        records += [
+            {
+                "attention": attention,
+                "length": length,
+                "batch": recipe.batch_size,
+                "train_rate": spread([recipe.batch_size / t for t in training[attention]]),
+                "infer_rate": spread([recipe.batch_size / t for t in inference[attention]]),
+                "train_peak_bytes": peak_bytes(steps[attention].train),
+                "infer_peak_bytes": peak_bytes(steps[attention].infer),
+            }
+            for attention in attentions
+        ]
+    return records
+
+
+def _longer(recipe: Recipe, length: int) -> Recipe:
+    return replace(recipe, max_length=length)
+
+
+class _Steps:
+    """A model with its optimizer, ready to take steps on one batch."""
+
+    def __init__(
+        self, recipe: Recipe, attention: str, batch: dict[str, torch.Tensor], device: str
+    ) -> None:
+        self.model = build_model(recipe, attention).to(device)
+        self.batch = batch
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=recipe.learning_rate)
+        self.autocast = torch.autocast(
+            device, torch.bfloat16, enabled=recipe.precision == "bfloat16"
+        )
+
+    def train(self) -> None:
+        self.model.train()
+        with self.autocast:
+            loss = self.model(**self.batch).loss
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def infer(self) -> None:
+        self.model.eval()
+        with torch.inference_mode(), self.autocast:
+            self.model(self.batch["input_ids"], self.batch["attention_mask"])
