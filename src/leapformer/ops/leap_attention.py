@@ -44,7 +44,7 @@ def leap_attention(
     visible: str | Visible | Tensor = "all",
     key_mask: Tensor | None = None,
     state: LeapState | None = None,
-    return_state: bool,
+    return_state: Literal[True],
     eps: float = 1e-6,
     feature_map: str = "relu",
     backend: str = "auto",

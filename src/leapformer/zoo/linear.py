@@ -5,6 +5,7 @@
 The op without proportions, and the family of all that hand it some.
 """
 
+from functools import partial
 from typing import ClassVar
 
 from torch import Tensor
@@ -35,7 +36,8 @@ class LinearAttention(Attention):
         return_state: bool = False,
         start: int = 0,
     ) -> Tensor | tuple[Tensor, LeapState]:
-        return leap_attention(
+        attend = partial(
+            leap_attention,
             q,
             k,
             v,
@@ -43,6 +45,6 @@ class LinearAttention(Attention):
             visible=visible,
             key_mask=key_mask,
             state=state,
-            return_state=return_state,
             feature_map=self.feature_map,
         )
+        return attend(return_state=True) if return_state else attend()
