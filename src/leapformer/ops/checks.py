@@ -1,4 +1,4 @@
-"""Checks that end in one clear sentence."""
+"""What must hold of the arguments, and the one sentence that says so where it does not."""
 
 import difflib
 from collections.abc import Iterable
@@ -27,3 +27,90 @@ def require(holds: Tensor, message: str) -> None:
         torch._assert_async(holds, message)
     elif not holds:
         raise ValueError(message)
+
+
+def check_floating(**tensors: Tensor) -> None:
+    """All have four axes, are floating point, and share dtype and device."""
+    first_name, first = next(iter(tensors.items()))
+    for name, x in tensors.items():
+        if x.dim() != 4:
+            raise ValueError(
+                f"{name} is {list(x.shape)}: expected four axes, [batch, heads, length, width]"
+            )
+        if not x.is_floating_point():
+            raise TypeError(f"{name} is {x.dtype}: expected floating point, convert with .float()")
+        if x.dtype != first.dtype or x.device != first.device:
+            raise TypeError(
+                f"{name} is {x.dtype} on {x.device} and {first_name} is {first.dtype} on "
+                f"{first.device}: they must share dtype and device"
+            )
+
+
+def check_keys(k: Tensor, v: Tensor, key_mask: Tensor | None) -> None:
+    """Values and mask belong to the keys."""
+    if v.shape[:3] != k.shape[:3]:
+        raise ValueError(
+            f"k is {list(k.shape)} and v is {list(v.shape)}: expected [B, H, S, D] and [B, H, S, E]"
+        )
+    if key_mask is None:
+        return
+    if key_mask.dtype != torch.bool:
+        raise TypeError(f"key_mask is {key_mask.dtype}: expected bool, True where a key is real")
+    if key_mask.shape != (k.shape[0], k.shape[2]):
+        raise ValueError(
+            f"key_mask is {list(key_mask.shape)}: expected [B, S] = [{k.shape[0]}, {k.shape[2]}]"
+        )
+
+
+def check_proportions(
+    name: str, p: Tensor | None, x: Tensor, real: Tensor | None = None
+) -> Tensor | None:
+    """Proportions p of the tokens x [B, H, N, D], as [B, H, N], in [0, 1]; None stays None.
+
+    Where `real` [B, N] is False they may be anything, and become 0.
+    """
+    if p is None:
+        return None
+    if not p.is_floating_point():
+        raise TypeError(f"{name} is {p.dtype}: proportions are floating point numbers in [0, 1]")
+    if p.device != x.device:
+        raise TypeError(f"{name} is on {p.device} and its tokens are on {x.device}")
+    try:
+        p = p.expand(x.shape[:3])
+    except RuntimeError:
+        raise ValueError(
+            f"{name} is {list(p.shape)}: expected [B, H, length] = {list(x.shape[:3])}"
+        ) from None
+    if real is not None:
+        p = p.masked_fill(~real[:, None, :], 0)
+    if p.numel():
+        low, high = torch.aminmax(p.detach())
+        require(
+            (low >= 0) & (high <= 1),
+            f"{name} leaves [0, 1]: proportions come from LeaP, from Ramp or from a sigmoid",
+        )
+    return p
+
+
+def check_state(sums: Tensor, x: Tensor, proportions: bool, value_width: int) -> None:
+    """A state's sums fit queries or keys x [B, H, N, D] and values of that width."""
+    batch, heads, _, width = x.shape
+    expected = (batch, heads, width * (2 if proportions else 1), value_width + 1)
+    if sums.shape != expected:
+        raise ValueError(
+            f"the state's sums are {list(sums.shape)} and {list(expected)} is expected here, "
+            "[B, H, 2D with proportions or D without, E + 1]: "
+            "see LeapState.empty(..., proportions=...)"
+        )
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if sums.dtype != dtype or sums.device != x.device:
+        raise TypeError(
+            f"the state is {sums.dtype} on {sums.device}: inputs of {x.dtype} on {x.device} "
+            f"need one of {dtype} there"
+        )
+
+
+def check_eps(eps: float) -> None:
+    """eps bounds a divisor from below."""
+    if not eps > 0:
+        raise ValueError(f"eps is {eps}: it bounds a divisor from below and must be positive")

@@ -65,9 +65,8 @@ def real_keys(
     """
     if key_mask is None:
         return k, v, rotation(p_k, k)
-    padding = ~key_mask[:, None, :]
-    p_k = None if p_k is None else p_k.masked_fill(padding, 0)
-    k, v, rot = (x.masked_fill(padding.unsqueeze(-1), 0) for x in (k, v, rotation(p_k, k)))
+    padding = ~key_mask[:, None, :, None]
+    k, v, rot = (x.masked_fill(padding, 0) for x in (k, v, rotation(p_k, k)))
     return k, v, rot
 
 

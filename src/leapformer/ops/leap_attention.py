@@ -5,9 +5,16 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from .checks import known, require
+from .checks import (
+    check_eps,
+    check_floating,
+    check_keys,
+    check_proportions,
+    check_state,
+    known,
+)
 from .chunked import chunked
-from .features import FEATURE_MAPS, accumulator
+from .features import FEATURE_MAPS
 from .reference import reference
 from .state import LeapState
 from .visibility import Visible, as_rule, visible_counts
@@ -103,113 +110,57 @@ def leap_attention(
     if torch.is_autocast_enabled(q.device.type) and q.is_floating_point():
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
-    _check_inputs(q, k, v, key_mask, eps, feature_map)
+    check_floating(q=q, k=k, v=v)
+    check_keys(k, v, key_mask)
+    check_eps(eps)
+    known("feature map", feature_map, FEATURE_MAPS)
+    if k.shape[:2] != q.shape[:2] or k.shape[-1] != q.shape[-1]:
+        raise ValueError(
+            f"q is {list(q.shape)} and k is {list(k.shape)}: "
+            "expected [B, H, N, D] and [B, H, S, D] with the same B, H and D"
+        )
     if (p_q is None) != (p_k is None):
         raise ValueError("give proportions to both sides or to neither: p_q and p_k")
-    if p_k is not None and key_mask is not None:
-        p_k = p_k.expand(k.shape[:3]).masked_fill(~key_mask[:, None, :], 0)
-    p_q, p_k = _proportions("p_q", p_q, q), _proportions("p_k", p_k, k)
+    p_q = check_proportions("p_q", p_q, q)
+    p_k = check_proportions("p_k", p_k, k, key_mask)
 
     batch, heads, queries, key_width = q.shape
     keys, value_width = v.shape[-2:]
-    empty = (batch, heads, key_width, value_width)
     if state is None:
-        state = LeapState.empty(*empty, proportions=p_q is not None, dtype=q.dtype, device=q.device)
-    else:
-        _check_state(state, empty, p_q is not None, q)
+        state = LeapState.empty(
+            batch,
+            heads,
+            key_width,
+            value_width,
+            proportions=p_q is not None,
+            dtype=q.dtype,
+            device=q.device,
+        )
+    check_state(state.sums, q, p_q is not None, value_width)
+    backend = choose_backend(backend, q.device)
     rule = as_rule(visible)
 
-    if choose_backend(backend, q.device) == "reference":
-        counts = visible_counts(visible, batch, queries, keys)
-        y, sums = reference(q, k, v, p_q, p_k, counts, key_mask, state.sums, eps, feature_map)
-        y, state = y.to(q.dtype), LeapState(sums.to(state.sums.dtype))
-    elif rule is not None and queries == keys == 1:
-        after = state.extend(k, v, p_k, key_mask=key_mask, feature_map=feature_map)
+    if rule is not None and queries == keys == 1 and backend != "reference":
+        after = state.extend_unchecked(k, v, p_k, key_mask, feature_map)
         seen = after if rule.count(0, 1) else state
-        y, state = seen.read(q, p_q, eps=eps, feature_map=feature_map), after
+        y, state = seen.read_unchecked(q, p_q, eps, feature_map), after
+        return (y, state) if return_state else y
+
+    counts = visible_counts(visible, batch, queries, keys)
+    if queries and not return_state and (counts.dim() == 2 or backend == "reference"):
+        seen_by_any = torch.arange(keys, device=q.device) < counts.to(q.device)[..., -1:]
+        key_mask = seen_by_any.expand(batch, -1) & (True if key_mask is None else key_mask)
+    if backend == "reference":
+        y, sums = reference(q, k, v, p_q, p_k, counts, key_mask, state.sums, eps, feature_map)
+        y, sums = y.to(q.dtype), sums.to(state.sums.dtype)
     else:
-        counts = visible_counts(visible, batch, queries, keys)
-        if counts.dim() == 2 and not return_state:
-            seen_by_any = torch.arange(keys, device=q.device) < counts[:, -1:].to(q.device)
-            key_mask = seen_by_any if key_mask is None else key_mask & seen_by_any
         y, sums = chunked(
             q, k, v, p_q, p_k, counts, key_mask, state.sums, eps, feature_map, return_state
         )
-        state = LeapState(sums)
-    return (y, state) if return_state else y
+    return (y, LeapState(sums)) if return_state else y
 
 
 def choose_backend(name: str, device: torch.device) -> str:
     """The backend that serves: `name` itself, or for "auto" the fastest one for the device."""
     known("backend", name, ("auto", *BACKENDS))
     return "chunked" if name == "auto" else name
-
-
-def _proportions(name: str, p: Tensor | None, x: Tensor) -> Tensor | None:
-    if p is None:
-        return None
-    if not p.is_floating_point():
-        raise TypeError(f"{name} is {p.dtype}: proportions are floating point numbers in [0, 1]")
-    try:
-        p = p.expand(x.shape[:3])
-    except RuntimeError:
-        raise ValueError(
-            f"{name} is {list(p.shape)}: expected [B, H, length] = {list(x.shape[:3])}"
-        ) from None
-    if p.numel():
-        low, high = torch.aminmax(p.detach())
-        require(
-            (low >= 0) & (high <= 1),
-            f"{name} leaves [0, 1]: proportions come from LeaP, from Ramp or from a sigmoid",
-        )
-    return p
-
-
-def _check_inputs(
-    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, eps: float, feature_map: str
-) -> None:
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.dim() != 4:
-            raise ValueError(
-                f"{name} is {list(x.shape)}: expected four axes, [batch, heads, length, width]"
-            )
-        if not x.is_floating_point():
-            raise TypeError(f"{name} is {x.dtype}: expected floating point, convert with .float()")
-        if x.dtype != q.dtype or x.device != q.device:
-            raise TypeError(
-                f"{name} is {x.dtype} on {x.device} and q is {q.dtype} on {q.device}: "
-                "q, k and v share dtype and device"
-            )
-    if k.shape[:2] != q.shape[:2] or k.shape[-1] != q.shape[-1] or v.shape[:3] != k.shape[:3]:
-        raise ValueError(
-            f"q {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)} disagree: "
-            "expected q [B, H, N, D], k [B, H, S, D], v [B, H, S, E]"
-        )
-    if key_mask is not None:
-        if key_mask.dtype != torch.bool:
-            raise TypeError(f"key_mask is {key_mask.dtype}: expected bool, True = real key")
-        if key_mask.shape != (k.shape[0], k.shape[2]):
-            raise ValueError(
-                f"key_mask is {list(key_mask.shape)}: "
-                f"expected [B, S] = [{k.shape[0]}, {k.shape[2]}]"
-            )
-    if not eps > 0:
-        raise ValueError(f"eps is {eps}: it bounds a divisor from below and must be positive")
-    known("feature map", feature_map, FEATURE_MAPS)
-
-
-def _check_state(
-    state: LeapState, empty: tuple[int, int, int, int], proportions: bool, q: Tensor
-) -> None:
-    batch, heads, key_width, value_width = empty
-    expected = (batch, heads, key_width * (2 if proportions else 1), value_width + 1)
-    if state.sums.shape != expected:
-        raise ValueError(
-            f"the state's sums are {list(state.sums.shape)}: expected {list(expected)} here, "
-            "[B, H, 2D with proportions or D without, E + 1]"
-        )
-    if state.sums.dtype != accumulator(q.dtype) or state.sums.device != q.device:
-        raise TypeError(
-            f"the state is {state.sums.dtype} on {state.sums.device}: inputs of {q.dtype} on "
-            f"{q.device} continue a state of {accumulator(q.dtype)} there"
-        )

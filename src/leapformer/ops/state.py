@@ -5,7 +5,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .features import accumulator, full_precision, normalise, real_keys, rotation, widen, with_ones
+from .checks import check_eps, check_floating, check_keys, check_proportions, check_state, known
+from .features import (
+    FEATURE_MAPS,
+    accumulator,
+    full_precision,
+    normalise,
+    real_keys,
+    rotation,
+    widen,
+    with_ones,
+)
 
 
 @dataclass
@@ -45,7 +55,6 @@ class LeapState:
         """sum_j k'_j, [B, H, F]: a view."""
         return self.sums[..., -1]
 
-    @full_precision
     def extend(
         self,
         k: Tensor,
@@ -56,15 +65,17 @@ class LeapState:
         feature_map: str = "relu",
     ) -> "LeapState":
         """The state after the keys k [B, H, S, D] with values v [B, H, S, E] and proportions
-        p_k [B, H, S]; `key_mask` [B, S] is True where a key is real."""
-        k, v, rot = real_keys(k, v, p_k, key_mask)
-        wide = widen(k, rot, feature_map)
-        self._check(wide.shape[-1], "p_k")
-        values = with_ones(v, wide.dtype).flatten(0, 1)
-        sums = torch.baddbmm(self.sums.flatten(0, 1), wide.flatten(0, 1).mT, values)
-        return LeapState(sums.view_as(self.sums))
+        p_k [B, H, S]; `key_mask` [B, S] is True where a key is real.
 
-    @full_precision
+        Raises ValueError and TypeError as `leap_attention` does.
+        """
+        check_floating(k=k, v=v)
+        check_keys(k, v, key_mask)
+        known("feature map", feature_map, FEATURE_MAPS)
+        p_k = check_proportions("p_k", p_k, k, key_mask)
+        check_state(self.sums, k, p_k is not None, v.shape[-1])
+        return self.extend_unchecked(k, v, p_k, key_mask, feature_map)
+
     def read(
         self,
         q: Tensor,
@@ -73,9 +84,37 @@ class LeapState:
         eps: float = 1e-6,
         feature_map: str = "relu",
     ) -> Tensor:
-        """What queries q [B, H, N, D] with proportions p_q [B, H, N] find here: [B, H, N, E]."""
+        """What queries q [B, H, N, D] with proportions p_q [B, H, N] find here: [B, H, N, E].
+
+        Raises ValueError and TypeError as `leap_attention` does.
+        """
+        check_floating(q=q)
+        check_eps(eps)
+        known("feature map", feature_map, FEATURE_MAPS)
+        p_q = check_proportions("p_q", p_q, q)
+        check_state(self.sums, q, p_q is not None, self.sums.shape[-1] - 1)
+        return self.read_unchecked(q, p_q, eps, feature_map)
+
+    @full_precision
+    def extend_unchecked(
+        self,
+        k: Tensor,
+        v: Tensor,
+        p_k: Tensor | None,
+        key_mask: Tensor | None,
+        feature_map: str,
+    ) -> "LeapState":
+        """`extend` of arguments known to be right."""
+        k, v, rot = real_keys(k, v, p_k, key_mask)
+        wide = widen(k, rot, feature_map).flatten(0, 1)
+        values = with_ones(v, wide.dtype).flatten(0, 1)
+        sums = torch.baddbmm(self.sums.flatten(0, 1), wide.mT, values)
+        return LeapState(sums.view_as(self.sums))
+
+    @full_precision
+    def read_unchecked(self, q: Tensor, p_q: Tensor | None, eps: float, feature_map: str) -> Tensor:
+        """`read` of arguments known to be right."""
         wide = widen(q, rotation(p_q, q), feature_map)
-        self._check(wide.shape[-1], "p_q")
         return normalise(wide @ self.sums, eps).to(q.dtype)
 
     def select(self, rows: Tensor) -> "LeapState":
@@ -90,11 +129,3 @@ class LeapState:
     def detach(self) -> "LeapState":
         """The state cut from the graph that made it (truncated back-propagation)."""
         return LeapState(self.sums.detach())
-
-    def _check(self, width: int, name: str) -> None:
-        if width != self.sums.shape[-2]:
-            raise ValueError(
-                f"the state is {self.sums.shape[-2]} wide and the features are {width}: "
-                f"give {name} to a state made with proportions and none to one made without "
-                "(LeapState.empty(..., proportions=...)), and heads of the same width"
-            )
