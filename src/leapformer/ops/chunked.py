@@ -248,10 +248,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _differentiate(ctx: Any, grad_y: Tensor | None, _: None, grad_sums: Tensor | None) -> Any:
-    y = ctx.saved_tensors[-2]
-    grad_y = torch.zeros_like(y) if grad_y is None else grad_y
+    saved = ctx.saved_tensors
+    grad_y = torch.zeros_like(saved[-2]) if grad_y is None else grad_y
     options = (ctx.eps, ctx.feature_map, ctx.whole)
-    return *_backward(grad_y, grad_sums, *ctx.saved_tensors, *options), None, None, None, None
+    return *_backward(grad_y, grad_sums, *saved, *options), None, None, None, None
 
 
 def _refuse(ctx: Any, *grads: Any) -> None:

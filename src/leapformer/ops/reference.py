@@ -30,11 +30,13 @@ def reference(
     autograd, as often as one likes.
     """
     phi = FEATURE_MAPS[feature_map][0]
-    q, k, v = phi(q.double()), phi(k.double()), v.double()
-    if key_mask is not None:
+    q, k, v = q.double(), k.double(), v.double()
+    if key_mask is None:
+        q, k = phi(q), phi(k)
+    else:
         padding = ~key_mask[:, None, :, None]
-        k, v = k.masked_fill(padding, 0), v.masked_fill(padding, 0)
-        p_k = None if p_k is None else p_k.masked_fill(padding[..., 0], 0)
+        q, k = phi(q), phi(k.masked_fill(padding, 0)).masked_fill(padding, 0)
+        v = v.masked_fill(padding, 0)
 
     weights = q @ k.mT
     if p_q is not None and p_k is not None:

@@ -1,0 +1,92 @@
+"""Generated cases for the laws of the attention."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from leapformer import LeapState, Visible, leap_attention
+
+LENGTHS = (0, 1, 2, 63, 64, 65, 127, 129, 200)
+
+
+@dataclass
+class Case:
+    """Arguments of `leap_attention`, in float64."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    p_q: Tensor | None
+    p_k: Tensor | None
+    visible: str | Visible | Tensor
+    key_mask: Tensor | None
+    state: LeapState | None
+    feature_map: str
+
+    def __call__(self, backend: str, return_state: bool = False, **changes: object):
+        arguments = {**vars(self), **changes}
+        tensors = [arguments.pop(name) for name in ("q", "k", "v", "p_q", "p_k")]
+        return leap_attention(*tensors, backend=backend, return_state=return_state, **arguments)
+
+    def leaves(self) -> list[Tensor]:
+        """Everything that has a gradient."""
+        given = [self.q, self.k, self.v, self.p_q, self.p_k]
+        given.append(None if self.state is None else self.state.sums)
+        return [x for x in given if x is not None]
+
+    def tracked(self) -> "Case":
+        """The same case with fresh leaves that require gradients."""
+
+        def leaf(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.detach().clone().requires_grad_()
+
+        names = ("q", "k", "v", "p_q", "p_k")
+        state = None if self.state is None else LeapState(leaf(self.state.sums))
+        return replace(self, state=state, **{n: leaf(getattr(self, n)) for n in names})
+
+
+def _visibility(draw, batch: int, queries: int, keys: int):
+    kind = draw(st.sampled_from(("all", "causal", "chunks", "wait_k", "prefix", "[N]", "[B, N]")))
+    if kind in ("all", "causal"):
+        return kind
+    if kind == "chunks":
+        return Visible.chunks(draw(st.integers(1, 90)), draw(st.integers(0, 20)))
+    if kind == "wait_k":
+        return Visible.wait_k(draw(st.integers(0, 20)), draw(st.integers(1, 9)))
+    if kind == "prefix":
+        return Visible.causal(draw(st.integers(0, 100)))
+    shape = (queries,) if kind == "[N]" else (batch, queries)
+    return torch.randint(0, keys + 1, shape).sort(-1).values
+
+
+@st.composite
+def cases(draw, lengths=LENGTHS, visible=None, proportions=None) -> Case:
+    torch.manual_seed(draw(st.integers(0, 2**31)))
+    batch, heads = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    queries, keys = draw(st.sampled_from(lengths)), draw(st.sampled_from(lengths))
+    width, value_width = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    with_p = draw(st.booleans()) if proportions is None else proportions
+    layout = draw(st.booleans())
+
+    def random(length: int, size: int) -> Tensor:
+        if layout:
+            return torch.randn(batch, length, heads, size, dtype=torch.float64).transpose(1, 2)
+        return torch.randn(batch, heads, length, size, dtype=torch.float64)
+
+    state = None
+    if draw(st.booleans()):
+        rows = (2 if with_p else 1) * width
+        state = LeapState(torch.rand(batch, heads, rows, value_width + 1, dtype=torch.float64))
+    return Case(
+        q=random(queries, width),
+        k=random(keys, width),
+        v=random(keys, value_width),
+        p_q=torch.rand(batch, heads, queries, dtype=torch.float64) if with_p else None,
+        p_k=torch.rand(batch, heads, keys, dtype=torch.float64) if with_p else None,
+        visible=_visibility(draw, batch, queries, keys) if visible is None else visible,
+        key_mask=torch.rand(batch, keys) > 0.3 if draw(st.booleans()) else None,
+        state=state,
+        feature_map=draw(st.sampled_from(("relu", "elu"))),
+    )

@@ -1,0 +1,148 @@
+"""The op inside PyTorch: compiled, under autocast, checkpointed, differentiated twice."""
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from leapformer import LeapState, Visible, leap_attention
+from leapformer.ops import BACKENDS
+from leapformer.ops.chunked import _backward, _forward
+
+NAMES = ("all", "causal", Visible.chunks(16, 3), Visible.wait_k(2, 3))
+
+
+def inputs(length: int = 100, dtype: torch.dtype = torch.float32, grad: bool = True):
+    tensors = [torch.randn(2, 3, length, 8, dtype=dtype) for _ in range(3)]
+    tensors += [torch.rand(2, 3, length, dtype=dtype) for _ in range(2)]
+    return [x.requires_grad_(grad) for x in tensors]
+
+
+def run(attend, tensors):
+    y = attend(*tensors)
+    torch.manual_seed(2)
+    return [y, *torch.autograd.grad(y, tensors, torch.randn(y.shape, dtype=y.dtype))]
+
+
+@pytest.mark.parametrize(
+    "visible", [*NAMES, torch.arange(100), torch.arange(100).expand(2, -1).contiguous()]
+)
+@pytest.mark.parametrize("masked", [False, True])
+def test_compiles_whole_forward_and_backward(visible, masked):
+    torch._dynamo.reset()
+    key_mask = torch.rand(2, 100) > 0.3 if masked else None
+
+    def attend(q, k, v, p_q, p_k):
+        q, v = q * 1.5, v + 1
+        return leap_attention(q, k, v, p_q, p_k, visible=visible, key_mask=key_mask) * 2
+
+    tensors = inputs()
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
+    for a, b in zip(run(attend, tensors), run(compiled, tensors), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_compiles_with_inductor_also_a_step_of_decoding():
+    torch._dynamo.reset()
+
+    def attend(q, k, v, p_q, p_k):
+        return leap_attention(q.exp() - 1, k, v, p_q, p_k, visible="causal")
+
+    tensors = inputs()
+    compiled = torch.compile(attend, fullgraph=True)
+    for a, b in zip(run(attend, tensors), run(compiled, tensors), strict=True):
+        torch.testing.assert_close(a, b)
+
+    def decode(q, k, v, p_q, p_k, sums):
+        y, state = leap_attention(
+            q, k, v, p_q, p_k, visible="causal", state=LeapState(sums), return_state=True
+        )
+        return y, state.sums
+
+    step = [*inputs(1, grad=False), torch.rand(2, 3, 16, 9)]
+    with torch.inference_mode():
+        for a, b in zip(decode(*step), torch.compile(decode, fullgraph=True)(*step), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_values_are_checked_also_when_compiled():
+    torch._dynamo.reset()
+    compiled = torch.compile(leap_attention, fullgraph=True, backend="aot_eager")
+    q, k, v, p_q, p_k = inputs(grad=False)
+    with pytest.raises(RuntimeError, match=r"p_q leaves \[0, 1\]"):
+        compiled(q, k, v, p_q + 1, p_k)
+    with pytest.raises(RuntimeError, match="visible decreases"):
+        compiled(q, k, v, p_q, p_k, visible=torch.arange(100).flip(0))
+
+
+def test_operators_keep_their_contract_with_torch():
+    q, k, v, *_ = inputs(70)
+    rotations = torch.rand(2, 2, 3, 70, 2).requires_grad_()
+    sums = torch.rand(2, 3, 16, 9, requires_grad=True)
+    counts = Visible.causal().counts(70, 70)
+    arguments = (q, k, v, rotations[0], rotations[1], sums, counts, 1e-6, "relu", True)
+    torch.library.opcheck(_forward, arguments)
+    y, total, after = (x.detach() for x in _forward(*arguments))
+    tensors = [x.detach() for x in arguments[:7]]
+    torch.library.opcheck(
+        _backward, (torch.ones_like(y), after, *tensors, y, total, 1e-6, "relu", True)
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("length", [1, 100])
+def test_autocast_runs_in_half_with_sums_in_float32(backend, length):
+    q, k, v, p_q, p_k = inputs(length)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, state = leap_attention(
+            q, k, v, p_q, p_k, visible="causal", return_state=True, backend=backend
+        )
+        y.float().sum().backward()
+    assert (y.dtype, state.sums.dtype) == (torch.bfloat16, torch.float32)
+    assert q.grad.dtype == torch.float32
+    half = [x.detach().to(torch.bfloat16) for x in (q, k, v)]
+    expected, expected_state = leap_attention(
+        *half, p_q, p_k, visible="causal", return_state=True, backend="reference"
+    )
+    torch.testing.assert_close(y, expected, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(state.sums, expected_state.sums, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_keeps_its_dtype_and_a_float32_state(dtype):
+    q, k, v, p_q, p_k = inputs(50, dtype, grad=False)
+    y, state = leap_attention(q, k, v, p_q, p_k, visible="causal", return_state=True)
+    assert (y.dtype, state.sums.dtype) == (dtype, torch.float32)
+    assert state.read(q, p_q).dtype == dtype
+
+
+def test_gradient_checkpointing_changes_nothing():
+    tensors = inputs()
+
+    def attend(*x):
+        return leap_attention(*x, visible="causal")
+
+    def checkpointed(*x):
+        return checkpoint(attend, *x, use_reentrant=False)
+
+    for a, b in zip(run(attend, tensors), run(checkpointed, tensors), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_second_derivative_is_refused_and_the_reference_has_it():
+    tensors = inputs(5, torch.float64)
+    y = leap_attention(*tensors, visible="causal")
+    (grad,) = torch.autograd.grad(y.square().sum(), tensors[0], create_graph=True)
+    with pytest.raises(RuntimeError, match=r"no second derivative"):
+        grad.sum().backward()
+    y = leap_attention(*tensors, visible="causal", backend="reference")
+    (grad,) = torch.autograd.grad(y.square().sum(), tensors[0], create_graph=True)
+    assert torch.autograd.grad(grad.square().sum(), tensors[1])[0].isfinite().all()
+
+
+def test_inputs_are_left_as_they_were():
+    tensors = inputs(grad=False)
+    state = LeapState(torch.rand(2, 3, 16, 9))
+    copies = [x.clone() for x in (*tensors, state.sums)]
+    leap_attention(*tensors, visible="causal", state=state, return_state=True)
+    state.extend(*tensors[1:3], tensors[4])
+    assert all(torch.equal(a, b) for a, b in zip(copies, (*tensors, state.sums), strict=True))
