@@ -24,6 +24,7 @@ class Case:
     key_mask: Tensor | None
     state: LeapState | None
     feature_map: str
+    eps: float
 
     def __call__(self, backend: str, return_state: bool = False, **changes: object):
         arguments = {**vars(self), **changes}
@@ -89,4 +90,5 @@ def cases(draw, lengths=LENGTHS, visible=None, proportions=None) -> Case:
         key_mask=torch.rand(batch, keys) > 0.3 if draw(st.booleans()) else None,
         state=state,
         feature_map=draw(st.sampled_from(("relu", "elu"))),
+        eps=draw(st.sampled_from((1e-6, 0.1, 5.0))),
     )

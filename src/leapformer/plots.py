@@ -40,7 +40,6 @@ def quality_throughput(results: list[dict[str, Any]], path: Path) -> None:
             fontsize=8,
         )
         axes.set_xlabel(f"training throughput at {length:,} tokens (sequences/s)")
-        axes.set_xlim(left=0)
         axes.grid(alpha=0.25)
     panels[0].set_ylabel("test accuracy (%)")
     low, high = panels[0].get_ylim()
@@ -70,18 +69,12 @@ def _bubbles(axes: Axes, groups: dict[str, list[dict[str, Any]]], panel: int) ->
             color=colour,
             linewidth=1,
         )
-        axes.scatter(
-            x, y, s=AREA * speed["train_peak_bytes"] / most, color=colour, alpha=0.55, linewidth=0
-        )
-        axes.annotate(
-            f"{attention} ({speed['train_peak_bytes'] / 2**20:,.0f} MiB)",
-            (x, y),
-            xytext=(0, 15),
-            textcoords="offset points",
-            ha="center",
-            fontsize=9,
-        )
-    axes.set_xlim(right=1.25 * right)
+        area = AREA * speed["train_peak_bytes"] / most
+        axes.scatter(x, y, s=area, color=colour, alpha=0.4, linewidth=0)
+        mebibytes = speed["train_peak_bytes"] / 2**20
+        axes.plot(x, y, "o", color=colour, label=f"{attention}, {mebibytes:,.0f} MiB")
+    axes.set_xlim(left=0, right=1.2 * right)
+    axes.legend(loc="best", fontsize=9)
 
 
 def attention_bench(bench: dict[str, Any], path: Path) -> None:

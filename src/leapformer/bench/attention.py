@@ -43,6 +43,8 @@ def run(out: Path, lengths: list[int], threads: int, rounds: int, backend: str) 
     Ratios are of the same round; their median and range are over the rounds. Float32, random
     inputs, learned proportions given.
     """
+    if out.suffix != ".json" or out.is_dir():
+        raise ValueError(f"--out {out}: give the name of a JSON file, such as attention.json")
     writable_folder(out.parent)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     before = torch.get_num_threads()

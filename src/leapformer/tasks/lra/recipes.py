@@ -46,6 +46,15 @@ class Recipe:
     evaluate_every: int = 500
     """Steps between evaluations on the validation split; the best model is tested."""
 
+    def __post_init__(self) -> None:
+        for name in ("train_examples", "validation_examples", "test_examples", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.steps < 1 or self.evaluate_every < 1 or self.warmup_steps < 0:
+            raise ValueError("steps and evaluate_every must be at least 1, warmup_steps at least 0")
+        if self.learning_rate <= 0 or self.clip_value <= 0:
+            raise ValueError("learning_rate and clip_value must be positive")
+
 
 def listops_paper() -> Recipe:
     """The small PyTorch set-up of Long-Range Arena that the paper works with (published

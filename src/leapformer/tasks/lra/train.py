@@ -145,6 +145,7 @@ def _trainer(
     seed: int,
     out: Path,
 ) -> Trainer:
+    every = min(recipe.evaluate_every, recipe.steps)
     arguments = TrainingArguments(
         output_dir=str(out),
         max_steps=recipe.steps,
@@ -158,11 +159,11 @@ def _trainer(
         max_grad_norm=0.0,
         bf16=recipe.precision == "bfloat16",
         eval_strategy="steps",
-        eval_steps=recipe.evaluate_every,
-        logging_steps=recipe.evaluate_every,
+        eval_steps=every,
+        logging_steps=every,
         logging_nan_inf_filter=False,
         save_strategy="steps",
-        save_steps=recipe.evaluate_every,
+        save_steps=every,
         save_total_limit=2,
         load_best_model_at_end=True,
         metric_for_best_model="accuracy",

@@ -1,0 +1,79 @@
+"""Every command and every example of the README runs, cut short where it trains or times."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parent.parent / "README.md"
+SHORT = (
+    "--steps 2 --evaluate-every 2 --train-examples 64 --validation-examples 16 "
+    "--test-examples 16 --batch-size 4 --cache cache"
+)
+BIN = Path(sys.executable).parent
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(), re.M | re.S)
+
+
+COMMANDS = [
+    line.split("  #")[0].strip()
+    for block in blocks("bash")
+    for line in block.splitlines()
+    if line.strip()
+]
+
+# how to run each kind of command so that it takes seconds and writes nothing into the repository
+CUT_SHORT = {
+    "make demo": lambda words: [
+        *(*words, "-C", str(README.parent), "-o", ".venv/ready", f"BIN={BIN}", "OUT={out}"),
+        f"ARGS={SHORT.replace('cache cache', 'cache {out}/cache')} --rounds 1",
+    ],
+    "make test": lambda words: [*words, "-C", str(README.parent), "-n", "-o", ".venv/ready"],
+    "pip install": lambda words: [
+        *(sys.executable, "-m", *words[:2], "--dry-run", "--no-deps", "--no-build-isolation"),
+        *(word.replace(".[", f"{README.parent}[") for word in words[2:]),
+    ],
+    "leapformer lra train": lambda words: [str(BIN / words[0]), *words[1:], *SHORT.split()],
+    "leapformer lra compare": lambda words: [
+        *(str(BIN / words[0]), *words[1:], *SHORT.split(), "--rounds", "1")
+    ],
+    "leapformer bench attention": lambda words: [
+        *(str(BIN / words[0]), *words[1:], "--lengths", "128", "--rounds", "1")
+    ],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(command, tmp_path):
+    kind = next(start for start in CUT_SHORT if command.startswith(start))
+    words = CUT_SHORT[kind](shlex.split(command))
+    words = [word.replace("{out}", str(tmp_path / "demo")) for word in words]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    if command.startswith(("make demo", "leapformer lra compare")):
+        assert "over majority" in done.stdout
+        picture = re.search(r"picture: (\S+)", done.stdout)
+        assert picture is not None
+        assert (tmp_path / picture[1]).stat().st_size > 10_000
+
+
+def test_every_kind_of_command_is_there():
+    for kind in CUT_SHORT:
+        assert any(command.startswith(kind) for command in COMMANDS), kind
+
+
+def test_examples_run_one_after_the_other():
+    names: dict[str, object] = {}
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), names)
+    assert list(names["logits"].shape) == [2, 10]
+
+
+def test_links_and_pictures_are_there():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README.read_text()):
+        assert (README.parent / target).exists(), target
