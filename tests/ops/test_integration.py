@@ -64,6 +64,19 @@ def test_compiles_with_inductor_also_a_step_of_decoding():
             torch.testing.assert_close(a, b)
 
 
+def test_one_compilation_serves_every_length():
+    torch._dynamo.reset()
+
+    def attend(*x):
+        return leap_attention(*x, visible=Visible.chunks(16, 3))
+
+    compiled = torch.compile(attend, fullgraph=True, dynamic=True, backend="aot_eager")
+    for length in (50, 77, 130):
+        tensors = inputs(length)
+        for a, b in zip(run(attend, tensors), run(compiled, tensors), strict=True):
+            torch.testing.assert_close(a, b)
+
+
 def test_values_are_checked_also_when_compiled():
     torch._dynamo.reset()
     compiled = torch.compile(leap_attention, fullgraph=True, backend="aot_eager")

@@ -20,10 +20,10 @@ def known(kind: str, name: str, names: Iterable[str]) -> str:
 def require(holds: Tensor, message: str) -> None:
     """Raise ValueError unless the one-element bool tensor holds.
 
-    On a GPU and under torch.compile nothing may wait for the value: there the device itself checks,
+    On CUDA and under torch.compile nothing may wait for the value: there the device itself checks,
     and raises RuntimeError later.
     """
-    if holds.device.type != "cpu" or torch.compiler.is_compiling():
+    if holds.device.type == "cuda" or torch.compiler.is_compiling():
         torch._assert_async(holds, message)
     elif not holds:
         raise ValueError(message)

@@ -139,11 +139,9 @@ def leap_attention(
     check_state(state.sums, q, p_q is not None, value_width)
     backend = choose_backend(backend, q.device)
     rule = as_rule(visible)
-
-    if rule is not None and queries == keys == 1 and backend != "reference":
-        after = state.extend_unchecked(k, v, p_k, key_mask, feature_map)
-        seen = after if rule.count(0, 1) else state
-        y, state = seen.read_unchecked(q, p_q, eps, feature_map), after
+    sees_itself = queries == keys == 1 and rule is not None and rule.count(0, 1) == 1
+    if sees_itself and key_mask is None and backend != "reference":
+        y, state = state.step_unchecked(q, k, v, p_q, p_k, eps, feature_map)
         return (y, state) if return_state else y
 
     counts = visible_counts(visible, batch, queries, keys)
