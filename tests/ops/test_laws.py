@@ -69,6 +69,14 @@ def test_1_backends_agree_with_the_reference_forward_and_every_gradient(backend,
 
 
 @pytest.mark.parametrize("backend", FAST)
+@settings(max_examples=60)
+@given(case=cases(lengths=(0, 1)))
+def test_1_also_for_one_token_or_none(backend, case):
+    for ours, reference in zip(gradients(case, backend), gradients(case, "reference"), strict=True):
+        assert close(ours, reference)
+
+
+@pytest.mark.parametrize("backend", FAST)
 @settings(max_examples=5)
 @given(case=cases(lengths=(1000,)))
 def test_1_also_at_a_thousand(backend, case):
