@@ -69,9 +69,10 @@ def test_1_backends_agree_with_the_reference_forward_and_every_gradient(backend,
 
 
 @pytest.mark.parametrize("backend", FAST)
-@settings(max_examples=60)
+@pytest.mark.parametrize("visible", ["causal", Visible.wait_k(0, 2)])
 @given(case=cases(lengths=(0, 1)))
-def test_1_also_for_one_token_or_none(backend, case):
+def test_1_also_for_one_token_or_none(backend, visible, case):
+    case.visible = visible
     for ours, reference in zip(gradients(case, backend), gradients(case, "reference"), strict=True):
         assert close(ours, reference)
 
