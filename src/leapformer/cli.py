@@ -12,6 +12,7 @@ try:
 except ModuleNotFoundError as error:
     raise SystemExit(f"{error}; the command line needs it: pip install 'leapformer[lra]'") from None
 
+from .ops.checks import known
 from .tasks.lra.recipes import Recipe, recipe
 
 CACHE = Path("~/.cache/leapformer")
@@ -115,13 +116,18 @@ def _arena(command: type[Train] | type[Compare]) -> Callable[[list[str]], Callab
         chosen, _ = first.parse_known_args(words)
         start = recipe(chosen.task, chosen.preset)
         default = command(out=tyro.MISSING, recipe=start)
-        return tyro.cli(command, args=words, default=default)
+        return tyro.cli(command, args=words, default=default, prog=_prog(command))
 
     return parse
 
 
 def _plain(command: type[BenchAttention]) -> Callable[[list[str]], Callable[[], None]]:
-    return lambda words: tyro.cli(command, args=words)
+    return lambda words: tyro.cli(command, args=words, prog=_prog(command))
+
+
+def _prog(command: type) -> str:
+    names = {entry[1]: name for name, entry in COMMANDS.items()}
+    return f"leapformer {names[command.__doc__]}"
 
 
 COMMANDS = {
@@ -137,16 +143,13 @@ def main(words: list[str] | None = None) -> int:
     debug = words[:1] == ["--debug"]
     words = words[debug:]
     name, rest = " ".join(words[:2]), words[2:]
-    if name not in COMMANDS:
+    if not words or words[0] in ("-h", "--help"):
         lines = "\n".join(f"  leapformer {n:<16} {text}" for n, (_, text) in COMMANDS.items())
-        usage = f"commands (each with --help):\n{lines}\n--debug before a command shows tracebacks"
-        if not words or words[0] in ("-h", "--help"):
-            print(usage)
-            return 0
-        print(f"leapformer: unknown command {name!r}\n{usage}", file=sys.stderr)
-        return 2
+        print(f"commands (each with --help):\n{lines}\n--debug before a command shows tracebacks")
+        return 0
     try:
-        COMMANDS[name][0](rest)()
+        parse, _ = COMMANDS[known("command", name, COMMANDS)]
+        parse(rest)()
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         if debug:
             raise

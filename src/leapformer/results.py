@@ -63,8 +63,13 @@ def write_json(path: Path, value: Any) -> None:
     ) as half:
         json.dump(value, half, indent=1)
         half.write("\n")
-    Path(half.name).chmod(0o644)
-    Path(half.name).replace(path)
+    written = Path(half.name)
+    try:
+        written.chmod(0o644)
+        written.replace(path)
+    except OSError:
+        written.unlink()
+        raise
 
 
 def writable_folder(path: Path) -> Path:

@@ -45,6 +45,8 @@ def run(out: Path, lengths: list[int], threads: int, rounds: int, backend: str) 
     """
     if out.suffix != ".json" or out.is_dir():
         raise ValueError(f"--out {out}: give the name of a JSON file, such as attention.json")
+    if min(threads, rounds, *lengths) < 1:
+        raise ValueError("threads, rounds and lengths must be at least 1")
     writable_folder(out.parent)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     before = torch.get_num_threads()

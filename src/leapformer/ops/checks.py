@@ -67,7 +67,8 @@ def check_proportions(
 ) -> Tensor | None:
     """Proportions p of the tokens x [B, H, N, D], as [B, H, N], in [0, 1]; None stays None.
 
-    Where `real` [B, N] is False they may be anything, and become 0.
+    Where `real` [B, N] is False they may be anything, and become 0. NaN passes, as through all of
+    torch: a model that diverged is seen at its loss.
     """
     if p is None:
         return None
@@ -86,7 +87,7 @@ def check_proportions(
     if p.numel():
         low, high = torch.aminmax(p.detach())
         require(
-            (low >= 0) & (high <= 1),
+            ~((low < 0) | (high > 1)),
             f"{name} leaves [0, 1]: proportions come from LeaP, from Ramp or from a sigmoid",
         )
     return p

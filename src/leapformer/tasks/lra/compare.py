@@ -10,10 +10,9 @@ from datasets import DatasetDict
 
 from ... import plots
 from ...results import signature, writable_folder, write_json
-from ...zoo import attention_class
 from .recipes import Recipe
 from .speed import ARENA_LENGTH, measure
-from .train import load_data, train
+from .train import build_model, load_data, train
 
 
 def compare(
@@ -31,10 +30,11 @@ def compare(
     before are kept and one that was killed goes on, so a comparison can be started again at any
     time, also with more attentions or seeds.
     """
+    attentions, seeds = list(dict.fromkeys(attentions)), list(dict.fromkeys(seeds))
+    if not attentions or not seeds or rounds < 1:
+        raise ValueError("give at least one attention, one seed and one round of timing")
     for attention in attentions:
-        attention_class(attention)
-    if not attentions or not seeds:
-        raise ValueError("give at least one attention and one seed")
+        build_model(recipe, attention)
     writable_folder(out)
     data = load_data(recipe, cache, source)
 

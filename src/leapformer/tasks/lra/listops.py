@@ -226,9 +226,13 @@ def read_tsv(path: Path) -> tuple[list[Ids], NDArray[np.int64]]:
     line for anything else, also for a value that is not what the tree evaluates to.
     """
     trees, values = [], []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            source, tab, target = line.rstrip("\n").partition("\t")
+    with path.open("rb") as lines:
+        for number, raw in enumerate(lines, 1):
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError:
+                raise ValueError(f"{path}:{number}: not UTF-8 text") from None
+            source, tab, target = line.rstrip("\r\n").partition("\t")
             if number == 1:
                 if (source, target) != ("Source", "Target"):
                     raise ValueError(f"{path}:1: expected the header Source<TAB>Target")

@@ -23,7 +23,6 @@ from transformers import (
 
 from ...models import LeaPformerConfig, LeaPformerForSequenceClassification
 from ...results import signature, writable_folder, write_json
-from ...zoo import attention_class
 from .data import collate, load_listops, majority
 from .listops import VOCABULARY
 from .recipes import Recipe
@@ -68,7 +67,7 @@ def train(
     A run that finished before is not run again; one that was killed goes on from its last whole
     checkpoint. Raises ValueError where `out` holds a run of something else.
     """
-    attention_class(attention)
+    build_model(recipe, attention)
     writable_folder(out)
     wanted = {
         "task": recipe.task,
@@ -89,11 +88,8 @@ def train(
             f"the longest sequence has {longest} tokens and the recipe allows for "
             f"{recipe.max_length}: give --max-length {longest}"
         )
-    set_seed(seed)
-    model = build_model(recipe, attention)
-    trainer = _trainer(recipe, model, data, seed, out)
     began = time.time()
-    trainer.train(resume_from_checkpoint=last_checkpoint(out))
+    trainer = _trained(recipe, attention, data, seed, out)
     tested = trainer.evaluate(data["test"], metric_key_prefix="test")
 
     result = {
@@ -102,7 +98,7 @@ def train(
         "loss": tested["test_loss"],
         "majority": majority(data["test"]),
         "best_step": trainer.state.best_global_step,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "seconds": time.time() - began,
         "curve": trainer.state.log_history,
     }
@@ -114,25 +110,47 @@ def train(
 
 
 def _claim(out: Path, wanted: dict[str, Any]) -> None:
-    """Mark the folder with what runs in it; refuse one that something else ran in."""
+    """Mark the folder with what runs in it; refuse one that holds work on something else."""
     mark = out / "run.json"
     wanted = json.loads(json.dumps(wanted))
-    if not mark.is_file():
-        write_json(mark, wanted)
-    elif (held := json.loads(mark.read_text())) != wanted:
+    if mark.is_file() and ((out / RESULT).is_file() or last_checkpoint(out)):
+        held = json.loads(mark.read_text())
         differing = sorted(key for key in wanted if held.get(key) != wanted[key])
-        raise ValueError(
-            f"{out} holds a run with another {' and '.join(differing)}: "
-            "choose another --out, or delete it"
-        )
+        if differing:
+            raise ValueError(
+                f"{out} holds a run with another {' and '.join(differing)}: "
+                "choose another --out, or delete it"
+            )
+    else:
+        write_json(mark, wanted)
 
 
-def last_checkpoint(out: Path) -> str | None:
+def _trained(recipe: Recipe, attention: str, data: DatasetDict, seed: int, out: Path) -> Trainer:
+    """A trainer at the end of training, with the best model: from the start, from the last
+    checkpoint, or, where that is the end already, without another step."""
+    set_seed(seed)
+    model = build_model(recipe, attention)
+    checkpoint = last_checkpoint(out)
+    if checkpoint is not None:
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if state.global_step >= recipe.steps:
+            assert state.best_model_checkpoint is not None
+            best = out / Path(state.best_model_checkpoint).name
+            model = LeaPformerForSequenceClassification.from_pretrained(best)
+            trainer = _trainer(recipe, model, data, seed, out)
+            trainer.state = state
+            return trainer
+    trainer = _trainer(recipe, model, data, seed, out)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    return trainer
+
+
+def last_checkpoint(out: Path) -> Path | None:
     """The newest checkpoint that was written to its end: Trainer writes its state last."""
     whole = []
     for state in out.glob("checkpoint-*/trainer_state.json"):
         try:
-            whole.append((int(json.loads(state.read_text())["global_step"]), str(state.parent)))
+            whole.append((int(json.loads(state.read_text())["global_step"]), state.parent))
         except (ValueError, KeyError):
             continue
     return max(whole)[1] if whole else None

@@ -1,0 +1,148 @@
+"""The command line: one line a mistake, before work is lost; recipes overridden by name."""
+
+import functools
+import json
+import re
+from dataclasses import replace
+
+import matplotlib.image
+import pytest
+from transformers import Trainer
+
+from leapformer.bench import attention as bench
+from leapformer.cli import COMMANDS, main
+from leapformer.tasks.lra import listops
+from leapformer.tasks.lra import train as training
+from leapformer.tasks.lra.recipes import recipe
+
+TRAIN = "lra train --out {folder}/run --cache {folder}/cache"
+COMPARE = "lra compare --out {folder}/run --cache {folder}/cache"
+BENCH = "bench attention --lengths 128 --rounds 1"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a file in it, and a release whose second line is malformed."""
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "release").mkdir()
+    for split in ("train", "val", "test"):
+        text = "Source\tTarget\n( ( ( [MAX 2 ) 9 ) ] )\t7\n"
+        (tmp_path / "release" / f"basic_{split}.tsv").write_text(text)
+    return tmp_path
+
+
+@pytest.fixture
+def idle(monkeypatch):
+    """Any work fails the test."""
+    for owner, name in (
+        (listops, "sample"),
+        (Trainer, "train"),
+        (bench, "_at_length"),
+        (bench, "_decode"),
+    ):
+        monkeypatch.setattr(owner, name, lambda *_, **__: pytest.fail("work began"))
+
+
+@pytest.mark.usefixtures("idle")
+@pytest.mark.parametrize(
+    ("line", "cure"),
+    [
+        ("lra fly", "unknown command 'lra fly'.*lra train"),
+        (TRAIN + " --task pathfinder", "unknown task 'pathfinder': choose from listops"),
+        (TRAIN + " --preset quik", "unknown preset 'quik' .did you mean quick.*paper"),
+        (TRAIN + " --attention leep", "unknown attention 'leep' .did you mean leap"),
+        (COMPARE + " --attentions leap,leep", "unknown attention 'leep' .did you mean leap"),
+        (COMPARE + " --attentions ,", "give at least one attention"),
+        (COMPARE + " --rounds 0", "one round of timing"),
+        (COMPARE + " --num-attention-heads 3", "hidden_size 64 is no multiple of .*heads 3"),
+        (COMPARE + " --seeds 0,one", "--seeds 0,one: give whole numbers, such as 0,1,2"),
+        (COMPARE + " --seeds 0.5", "--seeds 0.5: give whole numbers"),
+        ("lra train --out {folder}/file", "cannot write to .*file .*choose another .*--out"),
+        ("lra compare --out {folder}/file/x", "cannot write to .*x .*choose another .*--out"),
+        (BENCH + " --out {folder}/file/x.json", "cannot write to .*choose another .*--out"),
+        (BENCH + " --out {folder}/x.json --backend cudnn", "unknown backend 'cudnn': choose"),
+        (TRAIN + " --source {folder}/release", r"basic_train\.tsv:2: .*the tree's value, 9"),
+        (TRAIN + " --source {folder}/nowhere", "nowhere.*--source is a folder with basic_train"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_cure(folder, capsys, line, cure):
+    assert main(line.format(folder=folder).split()) == 2
+    output = capsys.readouterr()
+    assert re.fullmatch(f"leapformer: .*{cure}.*\n", output.err)
+    assert output.out == ""
+
+
+@pytest.mark.usefixtures("idle")
+def test_bench_refuses_a_folder_for_its_file_before_it_measures(folder, capsys):
+    assert main([*BENCH.split(), "--out", str(folder / "release")]) == 2
+    assert "--out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]], ids=["nothing", "--help", "-h"])
+def test_usage_lists_every_command(capsys, words):
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert all(f"leapformer {name}" in said for name in COMMANDS)
+
+
+@pytest.mark.usefixtures("idle")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_helps(capsys, name):
+    with pytest.raises(SystemExit) as left:
+        main([*name.split(), "--help"])
+    assert left.value.code == 0
+    assert "--out" in capsys.readouterr().out
+
+
+def test_debug_shows_the_traceback(folder):
+    with pytest.raises(ValueError, match="unknown attention"):
+        main(["--debug", *TRAIN.format(folder=folder).split(), "--attention", "leep"])
+
+
+@pytest.mark.parametrize("preset", ["quick", "paper"])
+def test_options_override_the_recipe_by_name(folder, monkeypatch, preset):
+    given = []
+
+    def recorded(*arguments):
+        given.append(arguments)
+        return {"accuracy": 0.0, "majority": 0.0}
+
+    monkeypatch.setattr(training, "train", recorded)
+    line = TRAIN + f" --preset {preset} --steps 2 --trees.max-depth 3 --seed 5 --attention linear"
+    assert main(line.format(folder=folder).split()) == 0
+    start = recipe("listops", preset)
+    wanted = replace(start, steps=2, trees=replace(start.trees, max_depth=3))
+    assert given == [(wanted, "linear", 5, folder / "run", folder / "cache", None)]
+
+
+def test_train_prints_the_accuracy_beside_the_majority(folder, capsys):
+    line = (
+        TRAIN + " --steps 2 --evaluate-every 2 --batch-size 4 --hidden-size 8 --train-examples 8"
+        " --validation-examples 4 --test-examples 4 --intermediate-size 8 --trees.max-depth 3"
+    )
+    assert main(line.format(folder=folder).split()) == 0
+    result = json.loads((folder / "run" / "result.json").read_text())
+    assert result["signature"]["recipe"]["trees"]["max_depth"] == 3
+    assert (
+        f"leap: test accuracy {100 * result['accuracy']:.1f} %, "
+        f"most frequent class {100 * result['majority']:.1f} %"
+    ) in capsys.readouterr().out
+
+
+def test_bench_writes_ratios_and_a_picture(folder, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "seconds", functools.partial(bench.seconds, least=0.01))
+    out = folder / "made" / "attention.json"
+    assert main([*BENCH.split(), "--out", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert {"versions", "commit", "machine", "backend"} <= set(result["signature"])
+    assert len(result["lengths"]) == 2 * 2 * 3  # cases, passes, contenders
+    assert {record["length"] for record in result["lengths"]} == {128}
+    assert {record["context"] for record in result["decode"]} == set(bench.CONTEXTS)
+    for record in result["lengths"] + result["decode"]:
+        ratio = record["times_sdpa"]
+        assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
+        if record["contender"] == "sdpa":
+            assert ratio == {"median": 1, "low": 1, "high": 1}
+    picture = matplotlib.image.imread(out.with_suffix(".png"))
+    assert picture[..., :3].std() > 0.02
+    assert "times as fast as SDPA" in capsys.readouterr().out
