@@ -61,6 +61,8 @@ class Ramp(nn.Module):
 
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
         """Proportions [N] of the N tokens of x [..., N, D], the first of them at `start`."""
+        if start < 0:
+            raise ValueError(f"start is {start}: positions begin at 0")
         end = start + x.shape[-2]
         if end > self.max_length:
             raise ValueError(

@@ -24,5 +24,7 @@ class CosformerAttention(LinearAttention):
             raise ValueError("cosformer must know the longest sequence in advance: max_length")
         self.ramp = Ramp(max_length)
 
-    def proportions(self, q: Tensor, k: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    def proportions(
+        self, q: Tensor, k: Tensor, key_mask: Tensor | None, start: int
+    ) -> tuple[Tensor, Tensor]:
         return self.ramp(q, start), self.ramp(k, start)

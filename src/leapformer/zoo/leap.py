@@ -8,6 +8,7 @@ The proportions are learned from the tokens themselves: no position, no length.
 from torch import Tensor
 
 from ..proportion import LeaP
+from .base import Traits
 from .linear import LinearAttention
 
 
@@ -18,6 +19,7 @@ class LeapAttention(LinearAttention):
         hidden: r, the width inside LeaP; head_dim // 4 by default.
     """
 
+    traits = Traits(linear=True, causal=True, cross=True, streaming=True)
     feature_map = "relu"
 
     def __init__(
@@ -32,5 +34,9 @@ class LeapAttention(LinearAttention):
         self.leap_q = LeaP(head_dim, hidden)
         self.leap_k = LeaP(head_dim, hidden)
 
-    def proportions(self, q: Tensor, k: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    def proportions(
+        self, q: Tensor, k: Tensor, key_mask: Tensor | None, start: int
+    ) -> tuple[Tensor, Tensor]:
+        if key_mask is not None:  # NaN behind the mask would reach LeaP's gradients
+            k = k.masked_fill(~key_mask[:, None, :, None], 0)
         return self.leap_q(q), self.leap_k(k)

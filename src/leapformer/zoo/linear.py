@@ -20,7 +20,9 @@ class LinearAttention(Attention):
     traits = Traits(linear=True, causal=True, cross=True, streaming=True)
     feature_map: ClassVar[str] = "elu"
 
-    def proportions(self, q: Tensor, k: Tensor, start: int) -> tuple[Tensor | None, Tensor | None]:
+    def proportions(
+        self, q: Tensor, k: Tensor, key_mask: Tensor | None, start: int
+    ) -> tuple[Tensor | None, Tensor | None]:
         """p_q [B, H, N] and p_k [B, H, S], or None for both."""
         return None, None
 
@@ -41,7 +43,7 @@ class LinearAttention(Attention):
             q,
             k,
             v,
-            *self.proportions(q, k, start),
+            *self.proportions(q, k, key_mask, start),
             visible=visible,
             key_mask=key_mask,
             state=state,

@@ -1,0 +1,53 @@
+"""Laws of the wheel: it holds the package, and runs from where it was installed."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*command):
+    result = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    run("-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT))
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_the_wheel_holds_every_module_the_licence_and_the_types(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    modules = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*.py")}
+    assert "leapformer/ops/leap_attention.py" in modules
+    assert modules <= names
+    assert "leapformer/py.typed" in names
+    assert [name for name in names if name.endswith(".dist-info/licenses/LICENSE")]
+    others = {name for name in names if not name.startswith(("leapformer/", "leapformer-"))}
+    assert others == set()
+
+
+def test_the_installed_wheel_runs_from_its_own_folder(wheel, tmp_path):
+    options = ["--quiet", "--no-deps", "--no-index", "--target", str(tmp_path)]
+    run("-m", "pip", "install", *options, str(wheel))
+    code = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+import torch, leapformer
+from importlib.metadata import version
+q, k, v = torch.rand(3, 1, 4, 2)
+y = leapformer.leap_attention(q[None], k[None], torch.ones(1, 1, 4, 3), visible="causal")
+torch.testing.assert_close(y, torch.ones(1, 1, 4, 3))
+assert version("leapformer") == leapformer.__version__
+print(leapformer.__file__)
+"""
+    file = Path(run("-I", "-c", code).strip())
+    assert file == tmp_path / "leapformer" / "__init__.py"

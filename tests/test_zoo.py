@@ -1,0 +1,293 @@
+"""Laws of every attention mechanism, read off its declared traits."""
+
+import math
+import re
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from leapformer import LeapState, Visible
+from leapformer.layers import MultiHeadAttention
+from leapformer.zoo import ATTENTIONS, attention_class
+from leapformer.zoo.linear import LinearAttention
+
+BATCH, HEADS, WIDTH, VALUE_WIDTH, MAX_LENGTH = 2, 2, 8, 3, 150
+LAWFUL = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+
+
+def having(**traits):
+    """Names of the mechanisms with these traits."""
+    return [
+        name
+        for name, cls in ATTENTIONS.items()
+        if all(getattr(cls.traits, trait) == value for trait, value in traits.items())
+    ]
+
+
+def make(name, max_length=MAX_LENGTH, dtype=torch.float64):
+    torch.manual_seed(0)
+    return ATTENTIONS[name](HEADS, WIDTH, max_length).to(dtype)
+
+
+def make_inputs(queries, keys, dtype=torch.float64, batch=BATCH):
+    torch.manual_seed(queries + 1000 * keys)
+    shapes = [(queries, WIDTH), (keys, WIDTH), (keys, VALUE_WIDTH)]
+    return [torch.randn(batch, HEADS, *shape, dtype=dtype, requires_grad=True) for shape in shapes]
+
+
+def mixture(weights, v, seen):
+    weights = weights * seen
+    return weights @ v / weights.sum(-1, keepdim=True).clamp_min(1e-6)
+
+
+def leap(attention, q, k, v, seen):
+    p_q, p_k = attention.leap_q(q), attention.leap_k(k)
+    cosine = torch.cos(math.pi / 2 * (p_q[..., :, None] - p_k[..., None, :]))
+    return mixture(q.relu() @ k.relu().mT * cosine, v, seen)
+
+
+def cosformer(attention, q, k, v, seen):
+    distance = torch.arange(q.shape[2])[:, None] - torch.arange(k.shape[2])
+    cosine = torch.cos(math.pi / 2 * distance.double() / attention.max_length)
+    return mixture(q.relu() @ k.relu().mT * cosine, v, seen)
+
+
+def linear(attention, q, k, v, seen):
+    def phi(x):
+        return torch.where(x > 0, x + 1, x.clamp_max(0).exp())
+
+    return mixture(phi(q) @ phi(k).mT, v, seen)
+
+
+def softmax(attention, q, k, v, seen):
+    scores = (q @ k.mT / math.sqrt(WIDTH)).masked_fill(~seen, -1e300)
+    return scores.softmax(-1) * seen @ v
+
+
+QUADRATIC = {"leap": leap, "cosformer": cosformer, "linear": linear, "softmax": softmax}
+
+
+@st.composite
+def a_call(draw, name):
+    """N, S, a visibility, and the same visibility as n_i."""
+    traits = ATTENTIONS[name].traits
+    queries = draw(st.integers(1, MAX_LENGTH))
+    keys = draw(st.integers(1, MAX_LENGTH)) if traits.cross else queries
+    kind = draw(
+        st.sampled_from(["all", "causal", "chunks", "wait_k"] if traits.causal else ["all"])
+    )
+    a, b = draw(st.integers(1, 9)), draw(st.integers(0, 5))
+    visible = {
+        "all": "all",
+        "causal": "causal",
+        "chunks": Visible.chunks(a, lookahead=b),
+        "wait_k": Visible.wait_k(b, ratio=a),
+    }[kind]
+    counts = {
+        "all": [keys] * queries,
+        "causal": [i + 1 for i in range(queries)],
+        "chunks": [(i // a + 1) * a + b for i in range(queries)],
+        "wait_k": [a * (b + i) for i in range(queries)],
+    }[kind]
+    return queries, keys, visible, counts
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+@LAWFUL
+@given(data=st.data())
+def test_equals_its_quadratic_formula_with_all_gradients(name, data):
+    queries, keys, visible, counts = data.draw(a_call(name))
+    attention, (q, k, v) = make(name), make_inputs(queries, keys)
+    seen = torch.arange(keys) < torch.tensor(counts)[:, None]
+    inputs = [q, k, v, *attention.parameters()]
+    found = attention(q, k, v, visible=visible)
+    expected = QUADRATIC[name](attention, q, k, v, seen)
+    torch.testing.assert_close(found, expected)
+    direction = torch.randn_like(found)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, inputs, direction),
+        torch.autograd.grad(expected, inputs, direction),
+    )
+
+
+VISIBLE_BY_NAME = [
+    (name, visible)
+    for name, cls in ATTENTIONS.items()
+    for visible in (["all", "causal"] if cls.traits.causal else ["all"])
+]
+
+
+def garbage(name):
+    """What may stand at masked keys: whatever one likes, for all that runs on leap_attention."""
+    anything = issubclass(ATTENTIONS[name], LinearAttention)
+    return [0.0, 1e4, -1e4] + ([math.nan, math.inf, -math.inf] if anything else [])
+
+
+@pytest.mark.parametrize(("name", "visible"), VISIBLE_BY_NAME)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_masked_keys_change_nothing_bit_for_bit(name, visible, dtype):
+    attention, (q, k, v) = make(name, dtype=dtype), make_inputs(9, 9, dtype)
+    key_mask = torch.rand(BATCH, 9) < 0.5
+    padding = ~key_mask[:, None, :, None]
+    expected = attention(q, k, v, visible=visible, key_mask=key_mask)
+    for value in garbage(name):
+        bad_k, bad_v = k.masked_fill(padding, value), v.masked_fill(padding, value)
+        found = attention(q, bad_k, bad_v, visible=visible, key_mask=key_mask)
+        assert torch.equal(found, expected), value
+    assert not torch.allclose(attention(q, k, v, visible=visible), expected)
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_masked_keys_change_no_gradient_and_get_none(name):
+    attention, (q, k, v) = make(name), make_inputs(9, 9)
+    key_mask = torch.rand(BATCH, 9) < 0.5
+    padding = ~key_mask[:, None, :, None]
+
+    def gradients(value):
+        inputs = [q, *(x.detach().masked_fill(padding, value).requires_grad_() for x in (k, v))]
+        y = attention(*inputs, key_mask=key_mask)
+        return torch.autograd.grad(y.sum(), [*inputs, *attention.parameters()])
+
+    expected = gradients(0.0)
+    for value in garbage(name):
+        found = gradients(value)
+        for x in found[1:3]:
+            assert x.masked_select(padding).eq(0).all(), value
+        torch.testing.assert_close(
+            found, expected, msg=lambda text, value=value: f"{value}: {text}"
+        )
+
+
+@pytest.mark.parametrize(("name", "visible"), VISIBLE_BY_NAME)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_padded_batch_equals_each_sequence_alone(name, visible, side):
+    lengths, longest = [9, 4, 1], 9
+    attention, (q, k, v) = make(name), make_inputs(longest, longest, batch=3)
+    place = torch.arange(longest) if side == "right" else torch.arange(longest).flip(0)
+    key_mask = place < torch.tensor(lengths)[:, None]
+    together = attention(q, k, v, visible=visible, key_mask=key_mask)
+    for row, real in enumerate(key_mask):
+        alone = attention(
+            q[row : row + 1, :, real],
+            k[row : row + 1, :, real],
+            v[row : row + 1, :, real],
+            visible=visible,
+        )
+        torch.testing.assert_close(together[row : row + 1, :, real], alone)
+
+
+@pytest.mark.parametrize(("name", "visible"), VISIBLE_BY_NAME)
+def test_a_fully_padded_row_is_finite_with_finite_gradients(name, visible):
+    attention, inputs = make(name, dtype=torch.float32), make_inputs(9, 9, torch.float32)
+    key_mask = torch.tensor([[True] * 9, [False] * 9])
+    y = attention(*inputs, visible=visible, key_mask=key_mask)
+    torch.testing.assert_close(
+        y[:1], attention(*(x[:1] for x in inputs), visible=visible, key_mask=key_mask[:1])
+    )
+    y.sum().backward()
+    for x in (y, *(x.grad for x in (*inputs, *attention.parameters()))):
+        assert x.isfinite().all()
+
+
+CUTS = st.lists(st.integers(1, 140), min_size=1, max_size=4)
+
+
+@pytest.mark.parametrize("name", having(streaming=True))
+@LAWFUL
+@given(pieces=CUTS)
+def test_any_cut_into_pieces_equals_one_causal_call(name, pieces):
+    length = sum(pieces)
+    attention, (q, k, v) = make(name, max_length=length), make_inputs(length, length)
+    expected, expected_state = attention(q, k, v, visible="causal", return_state=True)
+    state, start, parts = None, 0, []
+    for piece in pieces:
+        now = slice(start, start + piece)
+        part, state = attention(
+            *(x[:, :, now] for x in (q, k, v)),
+            visible="causal",
+            state=state,
+            return_state=True,
+            start=start,
+        )
+        parts.append(part)
+        start += piece
+    torch.testing.assert_close(torch.cat(parts, 2), expected)
+    torch.testing.assert_close(state.sums, expected_state.sums)
+
+
+@pytest.mark.parametrize("name", having(streaming=True))
+@LAWFUL
+@given(pieces=CUTS)
+def test_a_streamed_layer_equals_its_causal_call(name, pieces):
+    layer = MultiHeadAttention(make(name, max_length=sum(pieces))).double()
+    x = torch.randn(BATCH, sum(pieces), HEADS * WIDTH, dtype=torch.float64)
+    state, start, parts = None, 0, []
+    for piece in x.split(pieces, 1):
+        part, state = layer.stream(piece, state, start)
+        parts.append(part)
+        start += piece.shape[1]
+    torch.testing.assert_close(torch.cat(parts, 1), layer(x, visible="causal"))
+
+
+@pytest.mark.parametrize("name", having(cross=True))
+def test_a_layer_attends_to_a_context_of_another_length(name):
+    layer = MultiHeadAttention(make(name)).double()
+    x, context = torch.randn(2, BATCH, 9, HEADS * WIDTH, dtype=torch.float64)
+    key_mask = torch.arange(9) < torch.tensor([[5], [9]])
+    y = layer(x, context, key_mask=key_mask)
+    torch.testing.assert_close(layer(x[:1], context[:1, :5]), y[:1])
+    torch.testing.assert_close(layer(x[1:], context[1:]), y[1:])
+
+
+@pytest.mark.parametrize("name", having(streaming=False))
+def test_what_cannot_stream_refuses_a_state(name):
+    attention, inputs = make(name), make_inputs(3, 3)
+    state = LeapState.empty(BATCH, HEADS, WIDTH, VALUE_WIDTH, dtype=torch.float64)
+    with pytest.raises(ValueError, match="state"):
+        attention(*inputs, state=state)
+    with pytest.raises(ValueError, match="state"):
+        attention(*inputs, return_state=True)
+    with pytest.raises(ValueError, match="state"):
+        MultiHeadAttention(attention).double().stream(torch.zeros(1, 3, HEADS * WIDTH).double())
+
+
+@pytest.mark.parametrize("name", having(fixed_length=True))
+def test_a_fixed_length_must_be_given_and_bounds_the_sequence(name):
+    with pytest.raises(ValueError, match="max_length"):
+        make(name, max_length=None)
+    make(name, max_length=5)(*make_inputs(5, 5))
+    with pytest.raises(ValueError, match="max_length of 5"):
+        make(name, max_length=5)(*make_inputs(6, 6))
+
+
+@pytest.mark.parametrize("name", having(fixed_length=False))
+def test_without_a_fixed_length_any_length_will_do(name):
+    q, k, v = make_inputs(6, 6)
+    y = make(name, max_length=None)(q, k, v)
+    torch.testing.assert_close(y, make(name, max_length=2)(q, k, v))
+
+
+def test_an_unknown_name_raises_with_the_nearest_one():
+    with pytest.raises(ValueError, match=r"'laep' \(did you mean leap\?\)"):
+        attention_class("laep")
+    with pytest.raises(ValueError, match=", ".join(ATTENTIONS)):
+        attention_class("???")
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_a_known_name_gives_its_class(name):
+    assert attention_class(name) is ATTENTIONS[name]
+
+
+@pytest.mark.parametrize("cls", ATTENTIONS.values())
+def test_declares_its_own_traits(cls):
+    assert "traits" in vars(cls)
+
+
+@pytest.mark.parametrize("cls", ATTENTIONS.values())
+def test_has_a_file_of_its_own_that_names_its_paper(cls):
+    assert [c for c in ATTENTIONS.values() if c.__module__ == cls.__module__] == [cls]
+    assert re.search(r"arXiv \d{4}\.\d{5}", sys.modules[cls.__module__].__doc__)
