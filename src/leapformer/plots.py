@@ -1,6 +1,7 @@
 """Pictures from saved results. Reads plain values, imports no torch."""
 
 import statistics
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def quality_throughput(results: list[dict[str, Any]], path: Path) -> None:
 def _bubbles(axes: Axes, groups: dict[str, list[dict[str, Any]]], panel: int) -> None:
     most = max(group[0]["speed"][panel]["train_peak_bytes"] for group in groups.values())
     right = max(group[0]["speed"][panel]["train_rate"]["high"] for group in groups.values())
-    for colour, (attention, group) in zip(COLOURS, groups.items(), strict=False):
+    for colour, (attention, group) in zip(cycle(COLOURS), groups.items(), strict=False):
         speed = group[0]["speed"][panel]
         rate = speed["train_rate"]
         accuracies = [100 * run["accuracy"] for run in group]
@@ -87,7 +88,7 @@ def attention_bench(bench: dict[str, Any], path: Path) -> None:
         for record in bench["lengths"]:
             if record["case"] == case and record["contender"] != "sdpa":
                 lines.setdefault((record["contender"], record["pass"]), []).append(record)
-        for colour, ((contender, way), records) in zip(COLOURS, lines.items(), strict=False):
+        for colour, ((contender, way), records) in zip(cycle(COLOURS), lines.items(), strict=False):
             x = [record["length"] for record in records]
             ratios = [record["times_sdpa"] for record in records]
             axes.plot(

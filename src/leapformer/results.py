@@ -72,14 +72,15 @@ def write_json(path: Path, value: Any) -> None:
         raise
 
 
-def writable_folder(path: Path) -> Path:
-    """Make the folder and try it, before any work is done for it. OSError names what to do."""
+def writable_folder(path: Path, option: str = "--out") -> Path:
+    """Make the folder and try it, before any work is done for it. OSError names the cure: another
+    value of `option`."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
         raise OSError(
-            f"cannot write to {path} ({error.strerror}): choose another folder with --out"
+            f"cannot write to {path} ({error.strerror}): choose another folder with {option}"
         ) from None
     return path

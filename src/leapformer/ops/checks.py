@@ -6,6 +6,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from .features import accumulator
+
 
 def known(kind: str, name: str, names: Iterable[str]) -> str:
     """`name`, if it is one of the names; else ValueError with the nearest and all of them."""
@@ -103,7 +105,7 @@ def check_state(sums: Tensor, x: Tensor, proportions: bool, value_width: int) ->
             "[B, H, 2D with proportions or D without, E + 1]: "
             "see LeapState.empty(..., proportions=...)"
         )
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = accumulator(x.dtype)
     if sums.dtype != dtype or sums.device != x.device:
         raise TypeError(
             f"the state is {sums.dtype} on {sums.device}: inputs of {x.dtype} on {x.device} "

@@ -20,4 +20,4 @@ def attention_class(name: str) -> type[Attention]:
     return ATTENTIONS[known("attention", name, ATTENTIONS)]
 
 
-__all__ = ["ATTENTIONS", "Attention", "Traits", "attention_class"]
+__all__ = ["ATTENTIONS", "Attention", "LinearAttention", "Traits", "attention_class"]

@@ -10,6 +10,7 @@ from datasets import DatasetDict
 
 from ... import plots
 from ...results import signature, writable_folder, write_json
+from .data import lengths
 from .recipes import Recipe
 from .speed import ARENA_LENGTH, measure
 from .train import build_model, load_data, train
@@ -45,8 +46,8 @@ def compare(
             folder = out / "runs" / f"{attention}-{seed}"
             runs.append(train(recipe, attention, seed, folder, cache, source))
 
-    lengths = sorted({_usual_length(data, recipe), ARENA_LENGTH})
-    speeds = _speeds(recipe, attentions, lengths, out, rounds)
+    timed = sorted({_usual_length(data, recipe), ARENA_LENGTH})
+    speeds = _speeds(recipe, attentions, timed, out, rounds)
     results = [
         {
             **run,
@@ -62,28 +63,27 @@ def compare(
 
 def _usual_length(data: DatasetDict, recipe: Recipe) -> int:
     """The median length that training batches are padded to."""
-    some = data["train"].select(range(min(len(data["train"]), 100 * recipe.batch_size)))
-    lengths = [len(ids) for ids in some["input_ids"]]
     size = recipe.batch_size
-    return int(statistics.median(max(lengths[i : i + size]) for i in range(0, len(some), size)))
+    first = lengths(data["train"])[: 100 * size]
+    return int(statistics.median(first[i : i + size].max() for i in range(0, len(first), size)))
 
 
 def _speeds(
-    recipe: Recipe, attentions: list[str], lengths: list[int], out: Path, rounds: int
+    recipe: Recipe, attentions: list[str], timed: list[int], out: Path, rounds: int
 ) -> list[dict[str, Any]]:
     """Timings of all attentions from one measurement, kept in `speed.json`; rates of different
     measurements are not comparable, so another list of attentions is measured anew."""
     kept = out / "speed.json"
     wanted = json.loads(
         json.dumps(
-            signature(attentions=attentions, lengths=lengths, recipe=dataclasses.asdict(recipe))
+            signature(attentions=attentions, lengths=timed, recipe=dataclasses.asdict(recipe))
         )
     )
     if kept.is_file() and (held := json.loads(kept.read_text()))["signature"] == wanted:
         records: list[dict[str, Any]] = held["records"]
         return records
     print("throughput and memory", flush=True)
-    records = measure(recipe, attentions, lengths, rounds)
+    records = measure(recipe, attentions, timed, rounds)
     write_json(kept, {"signature": wanted, "records": records})
     return records
 
@@ -94,9 +94,8 @@ def table(results: list[dict[str, Any]]) -> str:
     for result in results:
         groups.setdefault(result["signature"]["attention"], []).append(result)
     first = results[0]
-    lengths = [record["length"] for record in first["speed"]]
     head = ["attention", "test accuracy", "over majority", "parameters"]
-    for length in lengths:
+    for length in [speed["length"] for speed in first["speed"]]:
         head += [f"train seq/s at {length}", f"infer seq/s at {length}", f"train MiB at {length}"]
     rows = [head, ["---"] + ["---:"] * (len(head) - 1)]
     for attention, group in groups.items():

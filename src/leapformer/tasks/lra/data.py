@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as compute
 import torch
 from datasets import Dataset, DatasetDict, load_from_disk
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...results import writable_folder
 from . import listops
 
 SPLITS = ("train", "validation", "test")
@@ -80,7 +82,7 @@ def _cached(cache: Path, wanted: dict[str, Any], make: Any) -> DatasetDict:
     name = f"{wanted['task']}-{hashlib.sha256(description.encode()).hexdigest()[:16]}"
     place = cache.expanduser() / name
     if not place.is_dir():
-        place.parent.mkdir(parents=True, exist_ok=True)
+        writable_folder(place.parent, "--cache")
         half = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=place.parent))
         try:
             make().save_to_disk(half / "data")
@@ -104,6 +106,12 @@ def collate(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
         "attention_mask": torch.arange(padded.shape[1]) < lengths[:, None],
         "labels": torch.tensor([int(example["labels"]) for example in examples]),
     }
+
+
+def lengths(data: Dataset) -> NDArray[np.int64]:
+    """Tokens of each example, read off the table without its tokens."""
+    column = data.data.column("input_ids")
+    return np.asarray(compute.list_value_length(column), np.int64)
 
 
 def majority(data: Dataset) -> float:

@@ -34,7 +34,7 @@ class Recipe:
     """r of LeaP; None is head_dim / 4, the paper's step-down of 4."""
 
     batch_size: int = 32
-    """Sequences a step, over all processes."""
+    """Sequences a step."""
     learning_rate: float = 1e-4
     warmup_steps: int = 1000
     steps: int = 20_000

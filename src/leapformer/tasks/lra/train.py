@@ -22,8 +22,10 @@ from transformers import (
 )
 
 from ...models import LeaPformerConfig, LeaPformerForSequenceClassification
+from ...ops import choose_backend
 from ...results import signature, writable_folder, write_json
-from .data import collate, load_listops, majority
+from ...zoo import LinearAttention, attention_class
+from .data import collate, lengths, load_listops, majority
 from .listops import VOCABULARY
 from .recipes import Recipe
 
@@ -82,7 +84,7 @@ def train(
         return finished
 
     data = load_data(recipe, cache, source)
-    longest = max(max(len(x) for x in split["input_ids"]) for split in data.values())
+    longest = max(int(lengths(split).max()) for split in data.values())
     if longest > recipe.max_length:
         raise ValueError(
             f"the longest sequence has {longest} tokens and the recipe allows for "
@@ -93,7 +95,11 @@ def train(
     tested = trainer.evaluate(data["test"], metric_key_prefix="test")
 
     result = {
-        "signature": signature(**wanted, backend="auto", precision=recipe.precision),
+        "signature": signature(
+            **wanted,
+            backend=_backend(attention, trainer.args.device),
+            precision=recipe.precision,
+        ),
         "accuracy": tested["test_accuracy"],
         "loss": tested["test_loss"],
         "majority": majority(data["test"]),
@@ -107,6 +113,12 @@ def train(
     for checkpoint in out.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     return result
+
+
+def _backend(attention: str, device: torch.device) -> str:
+    """What computes the attention: a backend of `leap_attention`, or torch itself."""
+    serves = issubclass(attention_class(attention), LinearAttention)
+    return choose_backend("auto", device) if serves else "torch"
 
 
 def _claim(out: Path, wanted: dict[str, Any]) -> None:
