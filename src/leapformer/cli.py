@@ -81,7 +81,7 @@ class BenchAttention:
 
     out: Path
     """The JSON file; the picture is put beside it."""
-    lengths: list[int] = field(default_factory=lambda: [2**i for i in range(7, 14)])
+    lengths: list[int] = field(default_factory=lambda: [2**i for i in range(7, 13)])
     threads: int = 1
     rounds: int = 7
     backend: str = "auto"
