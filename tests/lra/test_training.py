@@ -19,9 +19,11 @@ from leapformer.zoo import ATTENTIONS
 
 KILL = """
 import os, pickle, signal, sys
+import torch
 from transformers import Trainer, TrainerState
 from leapformer.tasks.lra.train import train
 
+torch.set_num_threads(1)  # as in the tests: rounding depends on it
 arguments, owner, method, last = pickle.load(sys.stdin.buffer)
 owner = {"Trainer": Trainer, "TrainerState": TrainerState}[owner]
 real, calls = getattr(owner, method), []
