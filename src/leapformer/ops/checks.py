@@ -19,16 +19,20 @@ def known(kind: str, name: str, names: Iterable[str]) -> str:
     return name
 
 
-def require(holds: Tensor, message: str) -> None:
-    """Raise ValueError unless the one-element bool tensor holds.
+def forbid(fails: Tensor | bool, message: str) -> None:
+    """Raise ValueError if `fails`, a bool or a tensor of one.
 
-    On CUDA and under torch.compile nothing may wait for the value: there the device itself checks,
-    and raises RuntimeError later.
+    On CUDA and under torch.compile nothing may wait for the value of a tensor: there the device
+    itself checks, and raises RuntimeError later.
     """
-    if holds.device.type == "cuda" or torch.compiler.is_compiling():
-        torch._assert_async(holds, message)
-    elif not holds:
+    if isinstance(fails, Tensor) and not _may_look(fails):
+        torch._assert_async(~fails, message)
+    elif fails:
         raise ValueError(message)
+
+
+def _may_look(x: Tensor) -> bool:
+    return x.device.type != "cuda" and not torch.compiler.is_compiling()
 
 
 def check_floating(**tensors: Tensor) -> None:
@@ -88,8 +92,9 @@ def check_proportions(
         p = p.masked_fill(~real[:, None, :], 0)
     if p.numel():
         low, high = torch.aminmax(p.detach())
-        require(
-            ~((low < 0) | (high > 1)),
+        look = _may_look(p)
+        forbid(
+            low.item() < 0 or high.item() > 1 if look else (low < 0) | (high > 1),
             f"{name} leaves [0, 1]: proportions come from LeaP, from Ramp or from a sigmoid",
         )
     return p

@@ -106,7 +106,10 @@ class LeapState:
     ) -> "LeapState":
         """`extend` of arguments known to be right."""
         k, v, rot = real_keys(k, v, p_k, key_mask)
-        return self._plus(widen(k, rot, feature_map), v)
+        wide = widen(k, rot, feature_map).flatten(0, 1)
+        values = with_ones(v, wide.dtype).flatten(0, 1)
+        sums = torch.baddbmm(self.sums.flatten(0, 1), wide.mT, values)
+        return LeapState(sums.view_as(self.sums))
 
     @full_precision
     def read_unchecked(self, q: Tensor, p_q: Tensor | None, eps: float, feature_map: str) -> Tensor:
@@ -130,13 +133,8 @@ class LeapState:
         both = torch.stack((q, k))
         p = None if p_q is None or p_k is None else torch.stack((p_q, p_k))
         wide_q, wide_k = widen(both, rotation(p, both), feature_map).unbind(0)
-        after = self._plus(wide_k, v)
+        after = LeapState(torch.addcmul(self.sums, wide_k.mT, with_ones(v, wide_k.dtype)))
         return normalise(wide_q @ after.sums, eps).to(q.dtype), after
-
-    def _plus(self, wide_k: Tensor, v: Tensor) -> "LeapState":
-        values = with_ones(v, wide_k.dtype).flatten(0, 1)
-        sums = torch.baddbmm(self.sums.flatten(0, 1), wide_k.flatten(0, 1).mT, values)
-        return LeapState(sums.view_as(self.sums))
 
     def select(self, rows: Tensor) -> "LeapState":
         """Rows of the batch, in the order and as often as `rows` (int64 [B']) names them:

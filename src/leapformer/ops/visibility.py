@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .checks import known, require
+from .checks import forbid, known
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ def visible_counts(visible: str | Visible | Tensor, batch: int, queries: int, ke
             f"or [B, N] = [{batch}, {queries}]"
         )
     counts = visible.long()
-    fits = (counts >= 0) & (counts <= keys)
-    require(fits.all(), f"visible must lie in 0..S = {keys}: it counts leading keys")
-    grows = counts[..., 1:] >= counts[..., :-1]
-    require(grows.all(), "visible decreases: a later query must see all that an earlier one saw")
+    outside = (counts < 0) | (counts > keys)
+    forbid(outside.any(), f"visible must lie in 0..S = {keys}: it counts leading keys")
+    shrinks = counts[..., 1:] < counts[..., :-1]
+    forbid(shrinks.any(), "visible decreases: a later query must see all that an earlier one saw")
     return counts
