@@ -142,3 +142,13 @@ def test_ramp_refuses_a_length_below_1(max_length):
 def test_ramp_refuses_a_negative_start():
     with pytest.raises(ValueError, match="start"):
         Ramp(8)(torch.zeros(1, 1, 2, 4), start=-1)
+
+
+def test_padding_stays_out_of_proportions_and_gradients():
+    leap, x = LeaP(8), torch.randn(2, 3, 5, 8)
+    mask = torch.tensor([[True] * 5, [True, True, False, False, True]])
+    x[1, :, 2:4] = torch.nan
+    p = leap(x, mask)
+    torch.testing.assert_close(p[0], leap(x[:1])[0])
+    p.sum().backward()
+    assert all(weight.grad.isfinite().all() for weight in leap.parameters())

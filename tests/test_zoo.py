@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leapformer import LeapState, Visible
-from leapformer.layers import MultiHeadAttention
+from leapformer.layers import MultiHeadAttention, TransformerBlock
 from leapformer.zoo import ATTENTIONS, attention_class
 from leapformer.zoo.linear import LinearAttention
 
@@ -221,15 +221,19 @@ def test_any_cut_into_pieces_equals_one_causal_call(name, pieces):
 @pytest.mark.parametrize("name", having(streaming=True))
 @LAWFUL
 @given(pieces=CUTS)
-def test_a_streamed_layer_equals_its_causal_call(name, pieces):
-    layer = MultiHeadAttention(make(name, max_length=sum(pieces))).double()
+def test_a_streamed_layer_and_block_equal_their_causal_calls(name, pieces):
+    layer = MultiHeadAttention(make(name, max_length=sum(pieces)))
+    block = TransformerBlock(layer, HEADS * WIDTH, 5)
     x = torch.randn(BATCH, sum(pieces), HEADS * WIDTH, dtype=torch.float64)
-    state, start, parts = None, 0, []
-    for piece in x.split(pieces, 1):
-        part, state = layer.stream(piece, state, start)
-        parts.append(part)
-        start += piece.shape[1]
-    torch.testing.assert_close(torch.cat(parts, 1), layer(x, visible="causal"))
+    real = torch.rand(BATCH, sum(pieces)) > 0.3
+    for module in (layer.double(), block.double()):
+        state, start, parts = None, 0, []
+        for piece, mask in zip(x.split(pieces, 1), real.split(pieces, 1), strict=True):
+            part, state = module.stream(piece, state, start, mask)
+            parts.append(part)
+            start += piece.shape[1]
+        whole = module(x, visible="causal", key_mask=real)
+        torch.testing.assert_close(torch.cat(parts, 1), whole)
 
 
 @pytest.mark.parametrize("name", having(cross=True))

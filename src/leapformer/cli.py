@@ -2,8 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -106,35 +106,26 @@ class BenchAttention:
         print(f"{self.out}\npicture: {self.out.with_suffix('.png')}")
 
 
-def _arena(command: type[Train] | type[Compare]) -> Callable[[list[str]], Callable[[], None]]:
-    """Parse a command over a recipe: --task and --preset choose it, other options override it."""
-
-    def parse(words: list[str]) -> Callable[[], None]:
-        first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        first.add_argument("--task", default="listops")
-        first.add_argument("--preset", default="quick")
-        chosen, _ = first.parse_known_args(words)
-        start = recipe(chosen.task, chosen.preset)
-        default = command(out=tyro.MISSING, recipe=start)
-        return tyro.cli(command, args=words, default=default, prog=_prog(command))
-
-    return parse
-
-
-def _plain(command: type[BenchAttention]) -> Callable[[list[str]], Callable[[], None]]:
-    return lambda words: tyro.cli(command, args=words, prog=_prog(command))
-
-
-def _prog(command: type) -> str:
-    names = {entry[1]: name for name, entry in COMMANDS.items()}
-    return f"leapformer {names[command.__doc__]}"
-
-
-COMMANDS = {
-    "lra train": (_arena(Train), Train.__doc__),
-    "lra compare": (_arena(Compare), Compare.__doc__),
-    "bench attention": (_plain(BenchAttention), BenchAttention.__doc__),
+Command = Train | Compare | BenchAttention
+COMMANDS: dict[str, type[Command]] = {
+    "lra train": Train,
+    "lra compare": Compare,
+    "bench attention": BenchAttention,
 }
+
+
+def _parse(name: str, words: list[str]) -> Command:
+    """The command that the words describe. Where it has a recipe, --task and --preset choose it
+    and other options override its fields by name."""
+    command, prog = COMMANDS[name], f"leapformer {name}"
+    if command is BenchAttention:
+        return tyro.cli(command, args=words, prog=prog)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--task", default="listops")
+    first.add_argument("--preset", default="quick")
+    chosen, _ = first.parse_known_args(words)
+    default = command(out=tyro.MISSING, recipe=recipe(chosen.task, chosen.preset))  # type: ignore[call-arg]
+    return tyro.cli(command, args=words, prog=prog, default=default)
 
 
 def main(words: list[str] | None = None) -> int:
@@ -143,13 +134,15 @@ def main(words: list[str] | None = None) -> int:
     debug = words[:1] == ["--debug"]
     words = words[debug:]
     name, rest = " ".join(words[:2]), words[2:]
-    if not words or words[0] in ("-h", "--help"):
-        lines = "\n".join(f"  leapformer {n:<16} {text}" for n, (_, text) in COMMANDS.items())
+    if words == ["--version"]:
+        print(f"leapformer {version('leapformer')}")
+        return 0
+    if name not in COMMANDS and all(word in ("lra", "bench", "-h", "--help") for word in words):
+        lines = "\n".join(f"  leapformer {n:<16} {c.__doc__}" for n, c in COMMANDS.items())
         print(f"commands (each with --help):\n{lines}\n--debug before a command shows tracebacks")
         return 0
     try:
-        parse, _ = COMMANDS[known("command", name, COMMANDS)]
-        parse(rest)()
+        _parse(known("command", name, COMMANDS), rest)()
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         if debug:
             raise

@@ -39,9 +39,13 @@ class LeaP(nn.Module):
                 nn.Linear(head_dim, hidden), nn.ReLU(), nn.Linear(hidden, 1)
             )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """`mask` [B, N] is False where x holds padding: whatever stands there, NaN too, then stays
+        out of the proportions and of their gradients."""
         if x.shape[-1] != self.head_dim:
             raise ValueError(f"x is {list(x.shape)}: expected a last axis of {self.head_dim}")
+        if mask is not None:
+            x = x.masked_fill(~mask[:, None, :, None], 0)
         logit = self.proportion(x.relu()).squeeze(-1)
         return torch.sigmoid(logit if logit.dtype == torch.float64 else logit.float())
 

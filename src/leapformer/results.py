@@ -72,6 +72,14 @@ def write_json(path: Path, value: Any) -> None:
         raise
 
 
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote; ValueError names the file where it is something else."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): delete it") from None
+
+
 def writable_folder(path: Path, option: str = "--out") -> Path:
     """Make the folder and try it, before any work is done for it. OSError names the cure: another
     value of `option`."""

@@ -115,7 +115,7 @@ def test_an_attention_added_later_keeps_the_old_runs(compared, copied, tiny, cac
 
 
 def test_another_recipe_in_the_same_folder_is_refused(copied, tiny, cache):
-    with pytest.raises(ValueError, match="holds a run with another recipe"):
+    with pytest.raises(ValueError, match="holds a run with another dropout"):
         compare(replace(tiny, dropout=0.5), NAMES, SEEDS, copied, cache, rounds=1)
 
 

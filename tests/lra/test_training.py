@@ -152,7 +152,7 @@ def test_half_written_checkpoints_are_passed_over(tmp_path):
     [
         ({"attention": "linear"}, "attention"),
         ({"seed": 4}, "seed"),
-        ({"recipe": {"learning_rate": 0.5}}, "recipe"),
+        ({"recipe": {"learning_rate": 0.5}}, "learning_rate"),
         ({"source": "release"}, "source"),
     ],
     ids=["attention", "seed", "recipe", "source"],

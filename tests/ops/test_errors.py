@@ -33,7 +33,7 @@ BAD = {
     "above one": ({"p_q": torch.full((B, H, N), 1.1)}, ValueError, r"p_q leaves \[0, 1\]"),
     "below zero": ({"p_k": torch.full((B, H, S), -0.1)}, ValueError, r"p_k leaves \[0, 1\]"),
     "mask's shape": ({"key_mask": torch.ones(B, N).bool()}, ValueError, r"expected \[B, S\]"),
-    "mask's dtype": ({"key_mask": torch.ones(B, S)}, TypeError, "expected bool"),
+    "mask's dtype": ({"key_mask": torch.ones(B, S)}, TypeError, "expected a bool tensor"),
     "visibility's name": ({"visible": "casual"}, ValueError, "did you mean causal"),
     "visibility's shape": ({"visible": torch.arange(N + 1)}, ValueError, "visible is .*expected"),
     "visibility's dtype": ({"visible": torch.rand(N)}, TypeError, "integer tensor"),
@@ -41,6 +41,11 @@ BAD = {
     "decreasing": ({"visible": torch.tensor([3, 2, 2, 3])}, ValueError, "visible decreases"),
     "negative": ({"visible": torch.tensor([-1, 0, 1, 2])}, ValueError, r"must lie in 0\.\.S = 5"),
     "beyond": ({"visible": torch.tensor([1, 2, 3, 6])}, ValueError, r"must lie in 0\.\.S = 5"),
+    "eps that float32 loses": ({"eps": 1e-50}, ValueError, "eps is 1e-50"),
+    "a list for a tensor": ({"q": [1.0]}, TypeError, "q is list: expected a tensor"),
+    "a list for a mask": ({"key_mask": [True]}, TypeError, "key_mask is list"),
+    "a tensor for a state": ({"state": torch.ones(1)}, TypeError, "expected a LeapState"),
+    "nothing for visibility": ({"visible": None}, TypeError, "a Visible rule, or an integer"),
     "eps": ({"eps": 0.0}, ValueError, "eps is 0.0.*positive"),
     "feature map": ({"feature_map": "rleu"}, ValueError, "did you mean relu"),
     "backend": ({"backend": "tritn"}, ValueError, "unknown backend 'tritn'.*chunked"),
@@ -79,10 +84,13 @@ def test_a_decreasing_row_of_many_raises():
         (lambda: Visible.chunks(0), "size must be at least 1"),
         (lambda: Visible.chunks(4, -1), "at least 0"),
         (lambda: Visible.wait_k(-1, 2), "at least 0"),
+        (lambda: Visible.wait_k(3, 0), "ratio is 0"),
+        (lambda: Visible.wait_k(1.5), "whole numbers"),
+        (lambda: Visible.chunks(1.5), "whole numbers"),
     ],
 )
 def test_rules_that_make_no_sense_raise(wrong, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         wrong()
 
 

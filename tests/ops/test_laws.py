@@ -302,6 +302,22 @@ def test_6_a_streaming_encoder_is_the_chunked_visibility(chunk, lookahead, lengt
     assert close(torch.cat(pieces, 2), whole)
 
 
+@given(k=st.integers(0, 9), ratio=st.integers(1, 9), queries=st.integers(1, 40))
+def test_6_a_simultaneous_translator_is_the_wait_k_visibility(k, ratio, queries):
+    keys = 100
+    torch.manual_seed(queries)
+    q = torch.randn(1, 2, queries, 4, dtype=torch.float64)
+    ks, vs = torch.randn(2, 1, 2, keys, 4, dtype=torch.float64)
+    p_q, p_k = (torch.rand(1, 2, n, dtype=torch.float64) for n in (queries, keys))
+    rule = Visible.wait_k(k, ratio)
+    whole = leap_attention(q, ks, vs, p_q, p_k, visible=rule)
+    state, heard = LeapState.empty(1, 2, 4, 4, dtype=torch.float64), 0
+    for i in range(queries):
+        new = slice(heard, rule.count(i, keys))
+        state, heard = state.extend(ks[:, :, new], vs[:, :, new], p_k[:, :, new]), new.stop
+        assert close(state.read(q[:, :, i : i + 1], p_q[:, :, i : i + 1]), whole[:, :, i : i + 1])
+
+
 def test_7_training_memory_is_linear_and_streaming_memory_constant():
     def training(length: int) -> int:
         q, k, v = (torch.randn(1, 2, length, 16, requires_grad=True) for _ in range(3))

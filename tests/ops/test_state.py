@@ -35,6 +35,20 @@ def test_an_empty_state_answers_zeros():
     )
 
 
+def test_it_is_compared_by_identity_and_shown_by_its_size():
+    state = filled()
+    assert state == state
+    assert state != filled()
+    assert repr(state) == "LeapState([3, 2, 8, 6], torch.float32, cpu)"
+
+
+def test_autocast_reads_in_half_what_was_summed_in_float32():
+    state, q, p = filled(), torch.randn(3, 2, 6, 4), torch.rand(3, 2, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert state.read(q, p).dtype == torch.bfloat16
+        assert state.extend(q, torch.randn(3, 2, 6, 5), p).sums.dtype == torch.float32
+
+
 def test_to_moves_it_and_detach_cuts_it_off():
     assert filled().to("meta").sums.device.type == "meta"
     k = torch.randn(1, 2, 9, 4, requires_grad=True)

@@ -45,6 +45,12 @@ def test_tiles_cover_all_once_and_hide_what_must_be_hidden(data, s):
                 assert row == [counts[i] <= j for j in range(keys.start, keys.stop)]
 
 
+def test_rules_with_huge_numbers_see_everything():
+    huge = 2**62
+    for rule in (Visible.wait_k(huge, 4), Visible.wait_k(1, huge), Visible.causal(huge)):
+        assert rule.counts(3, 10).tolist() == [rule.count(i, 10) for i in range(3)] == [10] * 3
+
+
 def test_rules_are_values():
     assert Visible.wait_k(3, 2) == Visible.wait_k(3, 2) != Visible.wait_k(3, 1)
     with pytest.raises(AttributeError):

@@ -48,13 +48,18 @@ def run(out: Path, lengths: list[int], threads: int, rounds: int, backend: str) 
     if min(threads, rounds, *lengths) < 1:
         raise ValueError("threads, rounds and lengths must be at least 1")
     writable_folder(out.parent)
+    torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         result = {
             "signature": signature(
-                bench="attention", backend=choose_backend(backend, device), precision="float32"
+                bench="attention",
+                backend=choose_backend(backend, device),
+                precision="float32",
+                seed=0,
+                recipe={"lengths": lengths, "contexts": CONTEXTS, "rounds": rounds},
             ),
             "lengths": [
                 record

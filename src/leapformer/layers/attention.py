@@ -38,12 +38,24 @@ class MultiHeadAttention(nn.Module):
         return self._merge(self.attention(q, k, v, visible=visible, key_mask=key_mask))
 
     def stream(
-        self, x: Tensor, state: LeapState | None = None, start: int = 0
+        self,
+        x: Tensor,
+        state: LeapState | None = None,
+        start: int = 0,
+        key_mask: Tensor | None = None,
     ) -> tuple[Tensor, LeapState]:
-        """The next tokens x of a causal sequence of which `start` went into `state`."""
+        """The next tokens x of a causal sequence of which `start` went into `state`; `key_mask`
+        [B, N] is True where x is real."""
         q, k, v = self._heads(self.q_proj(x), self.k_proj(x), self.v_proj(x))
         y, state = self.attention(
-            q, k, v, visible="causal", state=state, return_state=True, start=start
+            q,
+            k,
+            v,
+            visible="causal",
+            key_mask=key_mask,
+            state=state,
+            return_state=True,
+            start=start,
         )
         return self._merge(y), state
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from ..ops import Visible
+from ..ops import LeapState, Visible
 from .attention import MultiHeadAttention
 
 
@@ -44,5 +44,19 @@ class TransformerBlock(nn.Module):
         key_mask: Tensor | None = None,
     ) -> Tensor:
         x = x + self.attention(self.attention_norm(x), visible=visible, key_mask=key_mask)
+        return self._feed_forward(x)
+
+    def stream(
+        self,
+        x: Tensor,
+        state: LeapState | None = None,
+        start: int = 0,
+        key_mask: Tensor | None = None,
+    ) -> tuple[Tensor, LeapState]:
+        """The next tokens x of a causal sequence, see `MultiHeadAttention.stream`."""
+        y, state = self.attention.stream(self.attention_norm(x), state, start, key_mask)
+        return self._feed_forward(x + y), state
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
         out: Tensor = x + self.feed_forward(self.feed_forward_norm(x))
         return out

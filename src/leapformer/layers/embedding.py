@@ -30,6 +30,8 @@ class TokenEmbedding(nn.Module):
         super().__init__()
         if positions not in POSITIONS:
             raise ValueError(f"unknown positions {positions!r}: choose from {', '.join(POSITIONS)}")
+        if positions == "sinusoidal" and hidden % 2:
+            raise ValueError(f"the width is {hidden}: sinusoidal positions need an even one")
         self.tokens = nn.Embedding(vocab_size, hidden, padding_idx)
         self.table = nn.Embedding(max_length, hidden) if positions == "learned" else None
         self.positions = positions

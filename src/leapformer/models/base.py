@@ -22,7 +22,7 @@ class LeaPformerBlock(GradientCheckpointingLayer, TransformerBlock):
 
     def __init__(self, config: LeaPformerConfig) -> None:
         heads = config.num_attention_heads
-        if config.hidden_size % heads:
+        if heads < 1 or config.hidden_size < 1 or config.hidden_size % heads:
             raise ValueError(
                 f"hidden_size {config.hidden_size} is no multiple of num_attention_heads {heads}"
             )
@@ -98,6 +98,8 @@ class LeaPformerModel(LeaPformerPreTrainedModel):
             raise ValueError("give either input_ids or inputs_embeds")
         given = input_ids if inputs_embeds is None else inputs_embeds
         assert given is not None
+        if given.dim() < 2:
+            raise ValueError(f"the input is {list(given.shape)}: expected a batch, [B, N]")
         if given.shape[1] == 0:
             raise ValueError("the sequences are empty: a model needs at least one token")
         if attention_mask is not None and attention_mask.shape != given.shape[:2]:

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from .features import accumulator
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 def known(kind: str, name: str, names: Iterable[str]) -> str:
     """`name`, if it is one of the names; else ValueError with the nearest and all of them."""
@@ -39,11 +41,13 @@ def check_floating(**tensors: Tensor) -> None:
     """All have four axes, are floating point, and share dtype and device."""
     first_name, first = next(iter(tensors.items()))
     for name, x in tensors.items():
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} is {type(x).__name__}: expected a tensor")
         if x.dim() != 4:
             raise ValueError(
                 f"{name} is {list(x.shape)}: expected four axes, [batch, heads, length, width]"
             )
-        if not x.is_floating_point():
+        if x.dtype not in FLOATS:
             raise TypeError(f"{name} is {x.dtype}: expected floating point, convert with .float()")
         if x.dtype != first.dtype or x.device != first.device:
             raise TypeError(
@@ -60,8 +64,9 @@ def check_keys(k: Tensor, v: Tensor, key_mask: Tensor | None) -> None:
         )
     if key_mask is None:
         return
-    if key_mask.dtype != torch.bool:
-        raise TypeError(f"key_mask is {key_mask.dtype}: expected bool, True where a key is real")
+    if not isinstance(key_mask, Tensor) or key_mask.dtype != torch.bool:
+        kind = getattr(key_mask, "dtype", type(key_mask).__name__)
+        raise TypeError(f"key_mask is {kind}: expected a bool tensor, True where a key is real")
     if key_mask.shape != (k.shape[0], k.shape[2]):
         raise ValueError(
             f"key_mask is {list(key_mask.shape)}: expected [B, S] = [{k.shape[0]}, {k.shape[2]}]"
@@ -119,6 +124,6 @@ def check_state(sums: Tensor, x: Tensor, proportions: bool, value_width: int) ->
 
 
 def check_eps(eps: float) -> None:
-    """eps bounds a divisor from below."""
-    if not eps > 0:
+    """eps bounds a divisor from below, in float32."""
+    if not eps >= torch.finfo(torch.float32).tiny:
         raise ValueError(f"eps is {eps}: it bounds a divisor from below and must be positive")

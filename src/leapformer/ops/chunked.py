@@ -25,6 +25,7 @@ from .features import (
     widen_backward,
     with_ones,
 )
+from .visibility import seen_by_any
 
 TILE = 128
 
@@ -46,6 +47,8 @@ def chunked(
 
     `counts` are the n_i, int64 [N] or [B, N]; `sums` [B, H, F, E + 1] is the state before.
     """
+    if counts.dim() == 2 and not whole:
+        key_mask = seen_by_any(counts, key_mask, *k.shape[:3:2])
     rot_q = rotation(p_q, q)
     k, v, rot_k = real_keys(k, v, p_k, key_mask)
     if counts.dim() == 1:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+_CAST = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def _elu_plus_one(x: Tensor) -> Tensor:
@@ -99,13 +100,22 @@ def normalise(sums: Tensor, eps: float) -> Tensor:
     return sums[..., :-1] / sums[..., -1:].clamp_min(eps)
 
 
+def autocast(x: Tensor) -> Tensor:
+    """x in the dtype that autocast asks for, where it is on; float64 stays."""
+    if not isinstance(x, Tensor) or x.dtype not in _CAST or x.device.type == "meta":
+        return x
+    if not torch.is_autocast_enabled(x.device.type):
+        return x
+    return x.to(torch.get_autocast_dtype(x.device.type))
+
+
 def full_precision(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Sums are sums of many terms: keep autocast out of the function that adds them up."""
 
     @functools.wraps(function)
     def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         device = next(x.device.type for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
-        if not torch.is_autocast_enabled(device):
+        if device == "meta" or not torch.is_autocast_enabled(device):
             return function(*args, **kwargs)
         with torch.autocast(device, enabled=False):
             return function(*args, **kwargs)

@@ -1,5 +1,6 @@
 """The front door of the attention: one signature for every visibility, device and backend."""
 
+from collections.abc import Callable
 from typing import Literal, overload
 
 import torch
@@ -14,12 +15,13 @@ from .checks import (
     known,
 )
 from .chunked import chunked
-from .features import FEATURE_MAPS
+from .features import FEATURE_MAPS, autocast
 from .reference import reference
 from .state import LeapState
 from .visibility import Visible, as_rule, visible_counts
 
-BACKENDS = ("reference", "chunked")
+Backend = Callable[..., tuple[Tensor, Tensor]]
+BACKENDS: dict[str, Backend] = {"reference": reference, "chunked": chunked}
 
 
 @overload
@@ -107,9 +109,7 @@ def leap_attention(
             are checked on the device and raise RuntimeError.)
         TypeError: a dtype that does not fit.
     """
-    if torch.is_autocast_enabled(q.device.type) and q.is_floating_point():
-        dtype = torch.get_autocast_dtype(q.device.type)
-        q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
+    q, k, v = autocast(q), autocast(k), autocast(v)
     check_floating(q=q, k=k, v=v)
     check_keys(k, v, key_mask)
     check_eps(eps)
@@ -136,6 +136,8 @@ def leap_attention(
             dtype=q.dtype,
             device=q.device,
         )
+    if not isinstance(state, LeapState):
+        raise TypeError(f"state is {type(state).__name__}: expected a LeapState")
     check_state(state.sums, q, p_q is not None, value_width)
     backend = choose_backend(backend, q.device)
     rule = as_rule(visible)
@@ -145,16 +147,9 @@ def leap_attention(
         return (y, state) if return_state else y
 
     counts = visible_counts(visible, batch, queries, keys)
-    if queries and not return_state and (counts.dim() == 2 or backend == "reference"):
-        seen_by_any = torch.arange(keys, device=q.device) < counts.to(q.device)[..., -1:]
-        key_mask = seen_by_any.expand(batch, -1) & (True if key_mask is None else key_mask)
-    if backend == "reference":
-        y, sums = reference(q, k, v, p_q, p_k, counts, key_mask, state.sums, eps, feature_map)
-        y, sums = y.to(q.dtype), sums.to(state.sums.dtype)
-    else:
-        y, sums = chunked(
-            q, k, v, p_q, p_k, counts, key_mask, state.sums, eps, feature_map, return_state
-        )
+    y, sums = BACKENDS[backend](
+        q, k, v, p_q, p_k, counts, key_mask, state.sums, eps, feature_map, return_state
+    )
     return (y, LeapState(sums)) if return_state else y
 
 

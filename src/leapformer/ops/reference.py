@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .features import FEATURE_MAPS
+from .visibility import seen_by_any
 
 
 def reference(
@@ -20,15 +21,19 @@ def reference(
     p_k: Tensor | None,
     counts: Tensor,
     key_mask: Tensor | None,
-    sums: Tensor | None,
+    sums: Tensor,
     eps: float,
     feature_map: str,
+    whole: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Output [B, H, N, E] and the sums [B, H, F, E + 1] over the state and all keys, in float64.
+    """Output [B, H, N, E] and the sums over the state and the keys (all keys only if `whole`).
 
-    `counts` are the n_i [N] or [B, N]; `sums` is an earlier state or None. Differentiable by
-    autograd, as often as one likes.
+    `counts` are the n_i [N] or [B, N]; `sums` [B, H, F, E + 1] is the state before. Differentiable
+    by autograd, as often as one likes.
     """
+    dtype = q.dtype
+    if not whole:
+        key_mask = seen_by_any(counts, key_mask, *k.shape[:3:2])
     phi = FEATURE_MAPS[feature_map][0]
     q, k, v = q.double(), k.double(), v.double()
     if key_mask is None:
@@ -49,9 +54,8 @@ def reference(
 
     numerator, total = weights @ v, weights.sum(-1, keepdim=True)
     after = torch.cat([k.mT @ v, k.sum(-2).unsqueeze(-1)], -1)
-    if sums is not None:
-        before = sums.double()
-        numerator = numerator + q @ before[..., :-1]
-        total = total + q @ before[..., -1:]
-        after = before + after
-    return numerator / total.clamp_min(eps), after
+    before = sums.double()
+    numerator = numerator + q @ before[..., :-1]
+    total = total + q @ before[..., -1:]
+    y = numerator / total.clamp_min(eps)
+    return y.to(dtype), (before + after).to(sums.dtype)

@@ -9,6 +9,7 @@ from .checks import check_eps, check_floating, check_keys, check_proportions, ch
 from .features import (
     FEATURE_MAPS,
     accumulator,
+    autocast,
     full_precision,
     normalise,
     real_keys,
@@ -18,13 +19,13 @@ from .features import (
 )
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class LeapState:
     """Everything a query needs to know of the keys and values so far.
 
-    `sums` [B, H, F, E + 1] holds sum_j k'_j^T [v_j, 1] (design: M and z side by side), in float32,
-    or float64 for float64 inputs. F is 2D with proportions and D without. A state is a value:
-    its methods return new ones, and gradients flow through them.
+    `sums` [B, H, F, E + 1] holds sum_j k'_j^T [v_j, 1], values and normaliser side by side, in
+    float32, or float64 for float64 inputs. F is 2D with proportions and D without. A state is a
+    value: its methods return new ones, and gradients flow through them.
     """
 
     sums: Tensor
@@ -44,6 +45,9 @@ class LeapState:
         width = key_width * (2 if proportions else 1)
         shape = (batch, heads, width, value_width + 1)
         return LeapState(torch.zeros(shape, dtype=accumulator(dtype), device=device))
+
+    def __repr__(self) -> str:
+        return f"LeapState({list(self.sums.shape)}, {self.sums.dtype}, {self.sums.device})"
 
     @property
     def kv(self) -> Tensor:
@@ -69,6 +73,7 @@ class LeapState:
 
         Raises ValueError and TypeError as `leap_attention` does.
         """
+        k, v = autocast(k), autocast(v)
         check_floating(k=k, v=v)
         check_keys(k, v, key_mask)
         known("feature map", feature_map, FEATURE_MAPS)
@@ -88,6 +93,7 @@ class LeapState:
 
         Raises ValueError and TypeError as `leap_attention` does.
         """
+        q = autocast(q)
         check_floating(q=q)
         check_eps(eps)
         known("feature map", feature_map, FEATURE_MAPS)

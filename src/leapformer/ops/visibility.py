@@ -27,7 +27,10 @@ class Visible:
     lookahead: int = 0
 
     def __post_init__(self) -> None:
-        if self.size < 1 or min(self.start, self.step, self.lookahead) < 0:
+        numbers = (self.size, self.start, self.step, self.lookahead)
+        if not all(isinstance(number, int) for number in numbers):
+            raise TypeError(f"{self}: visibility counts keys, give whole numbers")
+        if self.size < 1 or min(numbers) < 0:
             raise ValueError(f"{self}: size must be at least 1, the rest at least 0")
 
     @staticmethod
@@ -51,6 +54,8 @@ class Visible:
 
         A unit is `ratio` keys (the pre-decision ratio): n_i = ratio * (k + i).
         """
+        if ratio < 1:
+            raise ValueError(f"ratio is {ratio}: a source unit has at least one key")
         return Visible(start=k, step=ratio)
 
     def count(self, i: int, keys: int) -> int:
@@ -59,8 +64,9 @@ class Visible:
 
     def counts(self, queries: int, keys: int) -> Tensor:
         """All n_i: int64 [queries], on the CPU."""
-        unit = torch.arange(queries).div(self.size, rounding_mode="floor") + self.start
-        return (unit * self.step).clamp_max(keys).add(min(keys, self.lookahead)).clamp_max(keys)
+        start, step, lookahead = (min(n, keys) for n in (self.start, self.step, self.lookahead))
+        unit = torch.arange(queries).div(self.size, rounding_mode="floor") + start
+        return (unit.clamp_max(keys) * step + lookahead).clamp_max(keys)
 
 
 RULES = {"all": Visible.all(), "causal": Visible.causal()}
@@ -72,6 +78,11 @@ def as_rule(visible: str | Visible | Tensor) -> Visible | None:
         return None
     if isinstance(visible, Visible):
         return visible
+    if not isinstance(visible, str):
+        raise TypeError(
+            f"visible is {type(visible).__name__}: expected {' or '.join(map(repr, RULES))}, "
+            "a Visible rule, or an integer tensor [N] or [B, N]"
+        )
     return RULES[known("visibility", visible, RULES)]
 
 
@@ -97,3 +108,12 @@ def visible_counts(visible: str | Visible | Tensor, batch: int, queries: int, ke
     shrinks = counts[..., 1:] < counts[..., :-1]
     forbid(shrinks.any(), "visible decreases: a later query must see all that an earlier one saw")
     return counts
+
+
+def seen_by_any(counts: Tensor, key_mask: Tensor | None, batch: int, keys: int) -> Tensor | None:
+    """`key_mask` [B, S] with the keys hidden that no query of the call sees."""
+    if not counts.shape[-1]:
+        return key_mask
+    seen = torch.arange(keys, device=counts.device) < counts[..., -1:]
+    seen = seen.expand(batch, -1)
+    return seen if key_mask is None else key_mask & seen.to(key_mask.device)

@@ -37,6 +37,4 @@ class LeapAttention(LinearAttention):
     def proportions(
         self, q: Tensor, k: Tensor, key_mask: Tensor | None, start: int
     ) -> tuple[Tensor, Tensor]:
-        if key_mask is not None:  # NaN behind the mask would reach LeaP's gradients
-            k = k.masked_fill(~key_mask[:, None, :, None], 0)
-        return self.leap_q(q), self.leap_k(k)
+        return self.leap_q(q), self.leap_k(k, key_mask)

@@ -9,7 +9,7 @@ from typing import Any
 from datasets import DatasetDict
 
 from ... import plots
-from ...results import signature, writable_folder, write_json
+from ...results import read_json, signature, writable_folder, write_json
 from .data import lengths
 from .recipes import Recipe
 from .speed import ARENA_LENGTH, measure
@@ -79,7 +79,7 @@ def _speeds(
             signature(attentions=attentions, lengths=timed, recipe=dataclasses.asdict(recipe))
         )
     )
-    if kept.is_file() and (held := json.loads(kept.read_text()))["signature"] == wanted:
+    if kept.is_file() and (held := read_json(kept))["signature"] == wanted:
         records: list[dict[str, Any]] = held["records"]
         return records
     print("throughput and memory", flush=True)

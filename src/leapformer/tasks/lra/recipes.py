@@ -1,7 +1,7 @@
 """Recipes: every number of a run, with its source beside it. One function a preset."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from ...ops.checks import known
@@ -47,13 +47,13 @@ class Recipe:
     """Steps between evaluations on the validation split; the best model is tested."""
 
     def __post_init__(self) -> None:
-        for name in ("train_examples", "validation_examples", "test_examples", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if self.steps < 1 or self.evaluate_every < 1 or self.warmup_steps < 0:
-            raise ValueError("steps and evaluate_every must be at least 1, warmup_steps at least 0")
-        if self.learning_rate <= 0 or self.clip_value <= 0:
-            raise ValueError("learning_rate and clip_value must be positive")
+        may_be_zero = ("data_seed", "warmup_steps", "dropout", "weight_decay")
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, int | float):
+                least = "at least 0" if item.name in may_be_zero else "positive"
+                if value < 0 or (value == 0 and least == "positive"):
+                    raise ValueError(f"{item.name} is {value}: it must be {least}")
 
 
 def listops_paper() -> Recipe:

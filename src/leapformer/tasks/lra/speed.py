@@ -22,7 +22,7 @@ def measure(recipe: Recipe, attentions: list[str], lengths: list[int], rounds: i
     device = "cuda" if torch.cuda.is_available() else "cpu"
     records = []
     for length in lengths:
-        adapted = recipe if length <= recipe.max_length else _longer(recipe, length)
+        adapted = replace(recipe, max_length=max(length, recipe.max_length))
         vocabulary = build_model(adapted, attentions[0]).config.vocab_size
         batch = {
             "input_ids": torch.randint(1, vocabulary, (recipe.batch_size, length), device=device),
@@ -47,10 +47,6 @@ def measure(recipe: Recipe, attentions: list[str], lengths: list[int], rounds: i
             for attention in attentions
         ]
     return records
-
-
-def _longer(recipe: Recipe, length: int) -> Recipe:
-    return replace(recipe, max_length=length)
 
 
 class _Steps:

@@ -23,7 +23,7 @@ from transformers import (
 
 from ...models import LeaPformerConfig, LeaPformerForSequenceClassification
 from ...ops import choose_backend
-from ...results import signature, writable_folder, write_json
+from ...results import read_json, signature, writable_folder, write_json
 from ...zoo import LinearAttention, attention_class
 from .data import collate, lengths, load_listops, majority
 from .listops import VOCABULARY
@@ -70,6 +70,8 @@ def train(
     checkpoint. Raises ValueError where `out` holds a run of something else.
     """
     build_model(recipe, attention)
+    if seed < 0:
+        raise ValueError(f"the seed is {seed}: it must be at least 0")
     writable_folder(out)
     wanted = {
         "task": recipe.task,
@@ -80,7 +82,8 @@ def train(
     }
     _claim(out, wanted)
     if (out / RESULT).is_file():
-        finished: dict[str, Any] = json.loads((out / RESULT).read_text())
+        print(f"{out / RESULT} is there: the run is finished", flush=True)
+        finished: dict[str, Any] = read_json(out / RESULT)
         return finished
 
     data = load_data(recipe, cache, source)
@@ -126,8 +129,11 @@ def _claim(out: Path, wanted: dict[str, Any]) -> None:
     mark = out / "run.json"
     wanted = json.loads(json.dumps(wanted))
     if mark.is_file() and ((out / RESULT).is_file() or last_checkpoint(out)):
-        held = json.loads(mark.read_text())
-        differing = sorted(key for key in wanted if held.get(key) != wanted[key])
+        held = read_json(mark)
+        differing = [
+            *(key for key in wanted if held.get(key) != wanted[key] and key != "recipe"),
+            *(key for key in wanted["recipe"] if held["recipe"].get(key) != wanted["recipe"][key]),
+        ]
         if differing:
             raise ValueError(
                 f"{out} holds a run with another {' and '.join(differing)}: "
