@@ -152,6 +152,20 @@ def test_a_second_derivative_is_refused_and_the_reference_has_it():
     assert torch.autograd.grad(grad.square().sum(), tensors[1])[0].isfinite().all()
 
 
+def test_forward_mode_is_refused_and_the_reference_has_it():
+    q, *rest = inputs(5, torch.float64, grad=False)
+
+    def attend(backend):
+        return lambda x: leap_attention(x, *rest, visible="causal", backend=backend)
+
+    with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        torch.func.jvp(attend("chunked"), (q,), (q,))
+    _, tangent = torch.func.jvp(attend("reference"), (q,), (q,))
+    step = 1e-6 * q
+    numeric = (attend("reference")(q + step) - attend("reference")(q - step)) / 2e-6
+    torch.testing.assert_close(tangent, numeric)
+
+
 def test_inputs_are_left_as_they_were():
     tensors = inputs(grad=False)
     state = LeapState(torch.rand(2, 3, 16, 9))

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from .features import (
     full_precision,
@@ -28,6 +29,10 @@ from .features import (
 from .visibility import seen_by_any
 
 TILE = 128
+_MISSING = (
+    "leap_attention has no {} derivative in its chunked backend; "
+    'use backend="reference" where one is needed'
+)
 
 
 def chunked(
@@ -47,6 +52,7 @@ def chunked(
 
     `counts` are the n_i, int64 [N] or [B, N]; `sums` [B, H, F, E + 1] is the state before.
     """
+    _refuse_tangents(q, k, v, p_q, p_k, sums)
     if counts.dim() == 2 and not whole:
         key_mask = seen_by_any(counts, key_mask, *k.shape[:3:2])
     rot_q = rotation(p_q, q)
@@ -258,10 +264,16 @@ def _differentiate(ctx: Any, grad_y: Tensor | None, _: None, grad_sums: Tensor |
 
 
 def _refuse(ctx: Any, *grads: Any) -> None:
-    raise RuntimeError(
-        "leap_attention has no second derivative in its chunked backend; "
-        'use backend="reference" where one is needed'
-    )
+    raise RuntimeError(_MISSING.format("second"))
+
+
+def _refuse_tangents(*tensors: Tensor | None) -> None:
+    """An operator of torch.library drops tangents of forward-mode differentiation; say so."""
+    if torch.compiler.is_compiling():
+        return
+    for x in tensors:
+        if x is not None and unpack_dual(x).tangent is not None:
+            raise RuntimeError(_MISSING.format("forward-mode"))
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
