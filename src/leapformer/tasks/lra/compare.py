@@ -51,7 +51,12 @@ def compare(
     results = [
         {
             **run,
-            "speed": [s for s in speeds if s["attention"] == run["signature"]["attention"]],
+            "speed": [
+                record
+                for record in speeds["records"]
+                if record["attention"] == run["signature"]["attention"]
+            ],
+            "speed_signature": speeds["signature"],
         }
         for run in runs
     ]
@@ -70,22 +75,26 @@ def _usual_length(data: DatasetDict, recipe: Recipe) -> int:
 
 def _speeds(
     recipe: Recipe, attentions: list[str], timed: list[int], out: Path, rounds: int
-) -> list[dict[str, Any]]:
+) -> dict[str, Any]:
     """Timings of all attentions from one measurement, kept in `speed.json`; rates of different
     measurements are not comparable, so another list of attentions is measured anew."""
     kept = out / "speed.json"
     wanted = json.loads(
         json.dumps(
-            signature(attentions=attentions, lengths=timed, recipe=dataclasses.asdict(recipe))
+            signature(
+                attentions=attentions,
+                lengths=timed,
+                rounds=rounds,
+                recipe=dataclasses.asdict(recipe),
+            )
         )
     )
     if kept.is_file() and (held := read_json(kept))["signature"] == wanted:
-        records: list[dict[str, Any]] = held["records"]
-        return records
+        return dict(held)
     print("throughput and memory", flush=True)
-    records = measure(recipe, attentions, timed, rounds)
-    write_json(kept, {"signature": wanted, "records": records})
-    return records
+    speeds = {"signature": wanted, "records": measure(recipe, attentions, timed, rounds)}
+    write_json(kept, speeds)
+    return speeds
 
 
 def table(results: list[dict[str, Any]]) -> str:
