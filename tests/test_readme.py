@@ -75,5 +75,6 @@ def test_examples_run_one_after_the_other():
 
 
 def test_links_and_pictures_are_there():
+    assert "@" not in README.read_text()
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README.read_text()):
         assert (README.parent / target).exists(), target

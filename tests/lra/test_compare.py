@@ -103,9 +103,11 @@ def test_an_attention_added_later_keeps_the_old_runs(compared, copied, tiny, cac
     monkeypatch.setattr(Trainer, "train", counted)
     results = compare(tiny, [*NAMES, "cosformer"], [0], copied, cache, rounds=1)
     assert began == [str(copied / "runs" / "cosformer-0")]
-    old = {key(run): {**run, "speed": None} for run in compared[1]}
+    timing = {"speed": None, "speed_signature": None}
+    old = {key(run): run | timing for run in compared[1]}
     for record in results[:2]:
-        assert {**record, "speed": None} == old[key(record)]
+        assert record["speed_signature"]["attentions"] == [*NAMES, "cosformer"]
+        assert record | timing == old[key(record)]
     # Rates are compared within one measurement only, so all were timed again.
     assert {speed["attention"] for run in results for speed in run["speed"]} == {
         *NAMES,
