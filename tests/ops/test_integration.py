@@ -173,3 +173,16 @@ def test_inputs_are_left_as_they_were():
     leap_attention(*tensors, visible="causal", state=state, return_state=True)
     state.extend(*tensors[1:3], tensors[4])
     assert all(torch.equal(a, b) for a, b in zip(copies, (*tensors, state.sums), strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("visible", NAMES)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("whole", [False, True])
+def test_everything_made_inside_follows_the_device_of_the_inputs(backend, visible, masked, whole):
+    q, k, v = torch.empty(3, 2, 3, 10, 4, device="meta")
+    key_mask = torch.ones(2, 10, dtype=torch.bool, device="meta") if masked else None
+    y = leap_attention(
+        q, k, v, visible=visible, key_mask=key_mask, return_state=whole, backend=backend
+    )
+    assert (y[0] if whole else y).device.type == "meta"

@@ -53,8 +53,9 @@ def chunked(
     `counts` are the n_i, int64 [N] or [B, N]; `sums` [B, H, F, E + 1] is the state before.
     """
     _refuse_tangents(q, k, v, p_q, p_k, sums)
-    if counts.dim() == 2 and not whole:
-        key_mask = seen_by_any(counts, key_mask, *k.shape[:3:2])
+    if counts.dim() == 2:
+        counts = counts.to(q.device)
+        key_mask = key_mask if whole else seen_by_any(counts, key_mask, *k.shape[:3:2])
     rot_q = rotation(p_q, q)
     k, v, rot_k = real_keys(k, v, p_k, key_mask)
     if counts.dim() == 1:
@@ -63,7 +64,6 @@ def chunked(
 
     # A visibility of its own for each row: build the merged sequences and attend causally.
     queries, keys = q.shape[2], k.shape[2]
-    counts = counts.to(q.device)
     one_to_keys = torch.arange(keys, device=q.device).expand(len(counts), -1)
     q_place = counts + torch.arange(queries, device=q.device)
     k_place = one_to_keys + torch.searchsorted(counts, one_to_keys.contiguous(), right=True)

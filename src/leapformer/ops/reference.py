@@ -31,7 +31,7 @@ def reference(
     `counts` are the n_i [N] or [B, N]; `sums` [B, H, F, E + 1] is the state before. Differentiable
     by autograd, as often as one likes.
     """
-    dtype = q.dtype
+    dtype, counts = q.dtype, counts.to(q.device)
     if not whole:
         key_mask = seen_by_any(counts, key_mask, *k.shape[:3:2])
     phi = FEATURE_MAPS[feature_map][0]
@@ -49,7 +49,7 @@ def reference(
         weights = weights * torch.cos(a.unsqueeze(-1) - b.unsqueeze(-2))
         q = torch.cat([q * a.cos().unsqueeze(-1), q * a.sin().unsqueeze(-1)], -1)
         k = torch.cat([k * b.cos().unsqueeze(-1), k * b.sin().unsqueeze(-1)], -1)
-    seen = counts.to(q.device).unsqueeze(-1) > torch.arange(k.shape[-2], device=q.device)
+    seen = counts.unsqueeze(-1) > torch.arange(k.shape[-2], device=q.device)
     weights = weights.masked_fill(~(seen if seen.dim() == 2 else seen.unsqueeze(1)), 0)
 
     numerator, total = weights @ v, weights.sum(-1, keepdim=True)

@@ -111,9 +111,10 @@ def visible_counts(visible: str | Visible | Tensor, batch: int, queries: int, ke
 
 
 def seen_by_any(counts: Tensor, key_mask: Tensor | None, batch: int, keys: int) -> Tensor | None:
-    """`key_mask` [B, S] with the keys hidden that no query of the call sees."""
+    """`key_mask` [B, S] with the keys hidden that no query of the call sees; `counts` lie on its
+    device."""
     if not counts.shape[-1]:
         return key_mask
     seen = torch.arange(keys, device=counts.device) < counts[..., -1:]
     seen = seen.expand(batch, -1)
-    return seen if key_mask is None else key_mask & seen.to(key_mask.device)
+    return seen if key_mask is None else key_mask & seen

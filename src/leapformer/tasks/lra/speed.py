@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from ...timing import peak_bytes, seconds, spread
+from .listops import VOCABULARY
 from .recipes import Recipe
 from .train import build_model
 
@@ -23,12 +24,10 @@ def measure(recipe: Recipe, attentions: list[str], lengths: list[int], rounds: i
     records = []
     for length in lengths:
         adapted = replace(recipe, max_length=max(length, recipe.max_length))
-        vocabulary = build_model(adapted, attentions[0]).config.vocab_size
+        shape = (recipe.batch_size, length)
         batch = {
-            "input_ids": torch.randint(1, vocabulary, (recipe.batch_size, length), device=device),
-            "attention_mask": torch.ones(
-                recipe.batch_size, length, dtype=torch.bool, device=device
-            ),
+            "input_ids": torch.randint(1, len(VOCABULARY), shape, device=device),
+            "attention_mask": torch.ones(shape, dtype=torch.bool, device=device),
             "labels": torch.zeros(recipe.batch_size, dtype=torch.long, device=device),
         }
         steps = {a: _Steps(adapted, a, batch, device) for a in attentions}
