@@ -333,3 +333,13 @@ def test_only_what_divides_an_image_shrinks_it(tmp_path, task, shrink):
 
 def test_majority_is_the_share_of_the_most_frequent_label():
     assert majority(Dataset.from_dict({"labels": [9, 0, 9, 3, 9, 1, 0, 9]})) == 0.5
+
+
+def test_evaluation_has_like_lengths_side_by_side(tmp_path):
+    made, _ = load(LISTOPS, tmp_path)
+    for name in ("validation", "test"):
+        found = lengths(made[name], LISTOPS)
+        assert (found[1:] >= found[:-1]).all()
+        assert found[-1] > found[0]
+    found = lengths(made["train"], LISTOPS)
+    assert (found[1:] < found[:-1]).any()

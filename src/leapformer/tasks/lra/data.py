@@ -236,7 +236,10 @@ def _chosen(data: DatasetDict, recipe: Recipe) -> DatasetDict:
                 f"give --{name}-examples {have} or fewer"
             )
         split = data[name] if name in data else data["train"]
-        chosen[name] = split.select(np.sort(drawn[name][:count]))
+        order = np.sort(drawn[name][:count])
+        if name != "train":  # like lengths side by side: evaluation pads less
+            order = order[np.asarray(split["length"])[order].argsort(kind="stable")]
+        chosen[name] = split.select(order)
     return chosen
 
 
