@@ -92,12 +92,12 @@ def test_operators_keep_their_contract_with_torch():
     rotations = torch.rand(2, 2, 3, 70, 2).requires_grad_()
     sums = torch.rand(2, 3, 16, 9, requires_grad=True)
     counts = Visible.causal().counts(70, 70)
-    arguments = (q, k, v, rotations[0], rotations[1], sums, counts, 1e-6, "relu", True)
+    arguments = (q, k, v, rotations[0], rotations[1], sums, counts, None, 1e-6, "relu", True)
     torch.library.opcheck(_forward, arguments)
     y, total, after = (x.detach() for x in _forward(*arguments))
     tensors = [x.detach() for x in arguments[:7]]
     torch.library.opcheck(
-        _backward, (torch.ones_like(y), after, *tensors, y, total, 1e-6, "relu", True)
+        _backward, (torch.ones_like(y), after, *tensors, None, y, total, 1e-6, "relu", True)
     )
 
 

@@ -34,7 +34,8 @@ def test_tiles_cover_all_once_and_hide_what_must_be_hidden(data, s):
         range(len(counts))
     )
     assert [j for t in plan for j in range(t.keys.start, t.keys.stop)] == list(range(s))
-    for queries, keys, hidden in plan:
+    for queries, keys, hidden, turn in plan:
+        assert turn is None
         assert queries.stop - queries.start + keys.stop - keys.start <= TILE
         for i in range(queries.start, queries.stop):
             assert keys.start <= counts[i] <= keys.stop

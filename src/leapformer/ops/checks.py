@@ -73,6 +73,24 @@ def check_keys(k: Tensor, v: Tensor, key_mask: Tensor | None) -> None:
         )
 
 
+def check_cu_seqlens(cu_seqlens: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    """Boundaries of the documents in a row q, k [1, H, N, D]; as int64 on the CPU."""
+    if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dtype not in (torch.int32, torch.int64):
+        kind = getattr(cu_seqlens, "dtype", type(cu_seqlens).__name__)
+        raise TypeError(f"cu_seqlens is {kind}: expected a tensor of int32 or int64")
+    if cu_seqlens.dim() != 1 or len(cu_seqlens) < 2:
+        raise ValueError(f"cu_seqlens is {list(cu_seqlens.shape)}: expected [documents + 1]")
+    if len(q) != 1 or q.shape[2] != k.shape[2]:
+        raise ValueError(
+            f"q is {list(q.shape)} and k is {list(k.shape)}: documents are packed into one row, "
+            "[1, H, N, D], of as many queries as keys"
+        )
+    bounds = cu_seqlens.cpu().long()
+    wrong = (bounds[0] != 0) | (bounds[-1] != q.shape[2]) | (bounds.diff() < 0).any()
+    forbid(wrong, f"cu_seqlens must rise from 0 to N = {q.shape[2]}: it says where documents begin")
+    return bounds
+
+
 def check_proportions(
     name: str, p: Tensor | None, x: Tensor, real: Tensor | None = None
 ) -> Tensor | None:

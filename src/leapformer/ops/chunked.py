@@ -9,6 +9,10 @@ beside 64 keys; "all" is keys first and queries after.
 The backward pass runs the tiles once forwards for the gradients of the queries, which need the
 state before them, and once backwards for those of the keys, which need the gradient of the state
 after them. States are recomputed, never kept: memory does not grow with their number.
+
+Documents packed into one row change nothing but what is carried from tile to tile: in a tile in
+which a document begins, only the queries of the one before read the state, and only the keys of
+the last one go on.
 """
 
 from typing import Any, NamedTuple
@@ -26,7 +30,7 @@ from .features import (
     widen_backward,
     with_ones,
 )
-from .visibility import seen_by_any
+from .visibility import documents, seen_by_any
 
 TILE = 128
 _MISSING = (
@@ -47,19 +51,25 @@ def chunked(
     eps: float,
     feature_map: str,
     whole: bool,
+    cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Output [B, H, N, E] and the sums over the state and the keys (all keys only if `whole`).
 
-    `counts` are the n_i, int64 [N] or [B, N]; `sums` [B, H, F, E + 1] is the state before.
+    `counts` are the n_i, int64 [N] or [B, N]; `sums` [B, H, F, E + 1] is the state before;
+    `cu_seqlens` are the bounds of packed documents.
     """
     _refuse_tangents(q, k, v, p_q, p_k, sums)
+    if cu_seqlens is not None and counts.dim() == 2:
+        counts = counts[0]  # packed documents are one row
     if counts.dim() == 2:
         counts = counts.to(q.device)
         key_mask = key_mask if whole else seen_by_any(counts, key_mask, *k.shape[:3:2])
     rot_q = rotation(p_q, q)
     k, v, rot_k = real_keys(k, v, p_k, key_mask)
     if counts.dim() == 1:
-        y, _, sums = _forward(q, k, v, rot_q, rot_k, sums, counts, eps, feature_map, whole)
+        y, _, sums = _forward(
+            q, k, v, rot_q, rot_k, sums, counts, cu_seqlens, eps, feature_map, whole
+        )
         return y, sums
 
     # A visibility of its own for each row: build the merged sequences and attend causally.
@@ -71,7 +81,7 @@ def chunked(
     q, rot_q = merged
     k, v, rot_k = (_place(x, k_place, queries + keys) for x in (k, v, rot_k))
     causal = torch.arange(1, queries + keys + 1)
-    y, _, sums = _forward(q, k, v, rot_q, rot_k, sums, causal, eps, feature_map, whole)
+    y, _, sums = _forward(q, k, v, rot_q, rot_k, sums, causal, None, eps, feature_map, whole)
     return y.gather(2, _index(q_place, y)), sums
 
 
@@ -85,17 +95,28 @@ def _place(x: Tensor, place: Tensor, length: int) -> Tensor:
     return spread.scatter(2, _index(place, x), x)
 
 
+class Turn(NamedTuple):
+    """A document begins in the tile: `new_queries` [queries, 1] belong to it or to later ones and
+    do not read the state; `old_keys` [keys, 1] belong to one that ends and leave none."""
+
+    new_queries: Tensor
+    old_keys: Tensor
+
+
 class Tile(NamedTuple):
     """The queries and keys between two cuts. `hidden` [queries, keys] is True where a query must
     not see a key of its own tile; None where it may see them all, so that the state serves alone
-    once the tile's keys are in it."""
+    once the tile's keys are in it. `turn` is None where no document begins."""
 
     queries: slice
     keys: slice
     hidden: Tensor | None
+    turn: Turn | None
 
 
-def tiles(counts: Tensor, keys: int, device: torch.device) -> list[Tile]:
+def tiles(
+    counts: Tensor, keys: int, device: torch.device, cu_seqlens: Tensor | None = None
+) -> list[Tile]:
     """Cut the merged sequence of the queries with these n_i (int64 [N]) and of so many keys."""
     queries = len(counts)
     place = counts + torch.arange(queries, device=counts.device)
@@ -104,21 +125,49 @@ def tiles(counts: Tensor, keys: int, device: torch.device) -> list[Tile]:
     q_cuts = torch.searchsorted(place, cuts).tolist()
     k_cuts = [cut - q for cut, q in zip(cuts.tolist(), q_cuts, strict=True)]
     least, counts = counts.tolist(), counts.to(device)
+    which, last = counts, [0] * len(cuts)
+    if cu_seqlens is not None:
+        which = documents(cu_seqlens, queries).to(device)
+        # the document before each cut: a token is two elements of the merged sequence
+        before = (cuts - 1).clamp_min(0)
+        last = (torch.searchsorted(2 * cu_seqlens, before, right=True) - 1).tolist()
     made = []
-    for q0, q1, k0, k1 in zip(q_cuts, q_cuts[1:], k_cuts, k_cuts[1:], strict=False):
-        hidden = None
+    for t in range(len(cuts) - 1):
+        (q0, q1), (k0, k1), (ended, open_) = (x[t : t + 2] for x in (q_cuts, k_cuts, last))
+        hidden = turn = None
         if q0 < q1 and least[q0] < k1:
             hidden = counts[q0:q1, None] <= torch.arange(k0, k1, device=device)
-        made.append(Tile(slice(q0, q1), slice(k0, k1), hidden))
+        if ended != open_:
+            of_query, of_key = which[q0:q1, None], which[k0:k1, None]
+            turn = Turn(of_query != ended, of_key != open_)
+            apart = of_query != of_key.mT
+            hidden = apart if hidden is None else hidden | apart
+        made.append(Tile(slice(q0, q1), slice(k0, k1), hidden, turn))
     return made
 
 
-def _plan(q: Tensor, k: Tensor, counts: Tensor, whole: bool) -> list[Tile]:
+def _plan(
+    q: Tensor, k: Tensor, counts: Tensor, whole: bool, cu_seqlens: Tensor | None
+) -> list[Tile]:
     """The tiles of a call; keys that no query sees are left out, unless the state is wanted."""
     keys = k.shape[2]
-    if not whole:
+    if not whole and cu_seqlens is None:
         keys = int(counts[-1]) if len(counts) else 0
-    return tiles(counts, keys, q.device)
+    return tiles(counts, keys, q.device, cu_seqlens)
+
+
+def _read(rows: Tensor, state: Tensor, apart: Tensor | None) -> Tensor:
+    """rows @ state; nothing for the rows of other documents than the state's."""
+    found = torch.bmm(rows, state)
+    return found if apart is None else found.masked_fill_(apart, 0)
+
+
+def _carry(state: Tensor, rows: Tensor, columns: Tensor, apart: Tensor | None) -> None:
+    """Add rows^T columns to the state. Where a document begins, only its own ones are carried."""
+    if apart is not None:
+        state.zero_()
+        rows, columns = rows.masked_fill(apart, 0), columns.masked_fill(apart, 0)
+    state.baddbmm_(rows.mT, columns)
 
 
 @torch.library.custom_op("leapformer::chunked_forward", mutates_args=())
@@ -131,6 +180,7 @@ def _forward(
     rot_k: Tensor,
     sums: Tensor,
     counts: Tensor,
+    cu_seqlens: Tensor | None,
     eps: float,
     feature_map: str,
     whole: bool,
@@ -145,17 +195,17 @@ def _forward(
     y = _empty_output(q, v)
     total = sums.new_empty(*q.shape[:3], 1)
     state = sums.flatten(0, 1).clone()
-    for i, j, hidden in _plan(q, k, counts, whole):
+    for i, j, hidden, turn in _plan(q, k, counts, whole, cu_seqlens):
         wide_k = widen(k[:, :, j], rot_k[:, :, j], feature_map).flatten(0, 1)
         values = with_ones(v[:, :, j], sums.dtype).flatten(0, 1)
         if hidden is None:
             state.baddbmm_(wide_k.mT, values)
         wide_q = widen(q[:, :, i], rot_q[:, :, i], feature_map).flatten(0, 1)
-        found = torch.bmm(wide_q, state)
+        found = _read(wide_q, state, turn and turn.new_queries)
         if hidden is not None:
             weights = torch.bmm(wide_q, wide_k.mT).masked_fill_(hidden, 0)
             found.baddbmm_(weights, values)
-            state.baddbmm_(wide_k.mT, values)
+            _carry(state, wide_k, values, turn and turn.old_keys)
         found = found.unflatten(0, (batch, heads))
         y[:, :, i] = normalise(found, eps)
         total[:, :, i] = found[..., -1:]
@@ -174,6 +224,7 @@ def _backward(
     rot_k: Tensor,
     sums: Tensor,
     counts: Tensor,
+    cu_seqlens: Tensor | None,
     y: Tensor,
     total: Tensor,
     eps: float,
@@ -182,7 +233,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, rot_q, rot_k and `sums`, from those of y and of the state after."""
     batch, heads = q.shape[:2]
-    plan = _plan(q, k, counts, whole)
+    plan = _plan(q, k, counts, whole, cu_seqlens)
     dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
     d_rot_q, d_rot_k = torch.empty_like(rot_q), torch.zeros_like(rot_k)
 
@@ -198,34 +249,34 @@ def _backward(
         return wide, with_ones(v[:, :, j], sums.dtype).flatten(0, 1)
 
     state = sums.flatten(0, 1).clone()
-    for i, j, hidden in plan:
+    for i, j, hidden, turn in plan:
         wide_k, values = keys_and_values(j)
         if hidden is None:
             state.baddbmm_(wide_k.mT, values)
         found = grad_found(i)
-        wide = torch.bmm(found, state.mT)
+        wide = _read(found, state.mT, turn and turn.new_queries)
         if hidden is not None:
             wide.baddbmm_(torch.bmm(found, values.mT).masked_fill_(hidden, 0), wide_k)
-            state.baddbmm_(wide_k.mT, values)
+            _carry(state, wide_k, values, turn and turn.old_keys)
         dq[:, :, i], d_rot_q[:, :, i] = widen_backward(
             wide.unflatten(0, (batch, heads)), q[:, :, i], rot_q[:, :, i], feature_map
         )
 
     state = (torch.zeros_like(sums) if grad_sums is None else grad_sums).flatten(0, 1).clone()
-    for i, j, hidden in reversed(plan):
+    for i, j, hidden, turn in reversed(plan):
         wide_q = widen(q[:, :, i], rot_q[:, :, i], feature_map).flatten(0, 1)
         found = grad_found(i)
         if hidden is None:
             state.baddbmm_(wide_q.mT, found)
         wide_k, values = keys_and_values(j)
-        grad_values = torch.bmm(wide_k, state)
-        wide = torch.bmm(values, state.mT)
+        grad_values = _read(wide_k, state, turn and turn.old_keys)
+        wide = _read(values, state.mT, turn and turn.old_keys)
         if hidden is not None:
             weights = torch.bmm(wide_q, wide_k.mT).masked_fill_(hidden, 0)
             grad_weights = torch.bmm(found, values.mT).masked_fill_(hidden, 0)
             grad_values.baddbmm_(weights.mT, found)
             wide.baddbmm_(grad_weights.mT, wide_q)
-            state.baddbmm_(wide_q.mT, found)
+            _carry(state, wide_q, found, turn and turn.new_queries)
         dv[:, :, j] = grad_values.unflatten(0, (batch, heads))[..., :-1]
         dk[:, :, j], d_rot_k[:, :, j] = widen_backward(
             wide.unflatten(0, (batch, heads)), k[:, :, j], rot_k[:, :, j], feature_map
@@ -240,7 +291,7 @@ def _empty_output(q: Tensor, v: Tensor) -> Tensor:
 
 
 @_forward.register_fake
-def _(q, k, v, rot_q, rot_k, sums, counts, eps, feature_map, whole):  # type: ignore[no-untyped-def]
+def _(q, k, v, rot_q, rot_k, sums, *rest):  # type: ignore[no-untyped-def]
     return _empty_output(q, v), sums.new_empty(*q.shape[:3], 1), torch.empty_like(sums)
 
 
@@ -260,7 +311,7 @@ def _differentiate(ctx: Any, grad_y: Tensor | None, _: None, grad_sums: Tensor |
     saved = ctx.saved_tensors
     grad_y = torch.zeros_like(saved[-2]) if grad_y is None else grad_y
     options = (ctx.eps, ctx.feature_map, ctx.whole)
-    return *_backward(grad_y, grad_sums, *saved, *options), None, None, None, None
+    return *_backward(grad_y, grad_sums, *saved, *options), None, None, None, None, None
 
 
 def _refuse(ctx: Any, *grads: Any) -> None:

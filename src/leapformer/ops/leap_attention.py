@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .checks import (
+    check_cu_seqlens,
     check_eps,
     check_floating,
     check_keys,
@@ -34,6 +35,7 @@ def leap_attention(
     *,
     visible: str | Visible | Tensor = "all",
     key_mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
     state: LeapState | None = None,
     return_state: Literal[False] = False,
     eps: float = 1e-6,
@@ -52,6 +54,7 @@ def leap_attention(
     *,
     visible: str | Visible | Tensor = "all",
     key_mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
     state: LeapState | None = None,
     return_state: Literal[True],
     eps: float = 1e-6,
@@ -69,6 +72,7 @@ def leap_attention(
     *,
     visible: str | Visible | Tensor = "all",
     key_mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
     state: LeapState | None = None,
     return_state: bool = False,
     eps: float = 1e-6,
@@ -92,6 +96,9 @@ def leap_attention(
         visible: which of the S keys of this call query i sees: "all", "causal" (keys 0..i), a
             `Visible` rule, or an integer tensor [N] or [B, N] of how many leading keys.
         key_mask: bool [B, S], True where a key is real. What stands elsewhere never matters.
+        cu_seqlens: documents packed into one row (B = 1, N = S) that do not see each other, as
+            FlashAttention bounds them: int [documents + 1], rising from 0 to N, best on the CPU.
+            `visible` then counts within each document; there is no state.
         state: a `LeapState` of what came before; every query sees all of it.
         return_state: also return the state after all S keys.
         eps: lower bound of the normaliser.
@@ -105,8 +112,8 @@ def leap_attention(
 
     Raises:
         ValueError: shapes that disagree, proportions outside [0, 1], a visibility that decreases,
-            is negative or exceeds S, an unknown name. (While compiling, and on a GPU, the values
-            are checked on the device and raise RuntimeError.)
+            is negative or exceeds S, bounds that do not rise from 0 to N, an unknown name. (While
+            compiling, and on a GPU, the values are checked on the device and raise RuntimeError.)
         TypeError: a dtype that does not fit.
     """
     q, k, v = autocast(q), autocast(k), autocast(v)
@@ -123,6 +130,13 @@ def leap_attention(
         raise ValueError("give proportions to both sides or to neither: p_q and p_k")
     p_q = check_proportions("p_q", p_q, q)
     p_k = check_proportions("p_k", p_k, k, key_mask)
+
+    if cu_seqlens is not None:
+        if state is not None or return_state:
+            raise ValueError(
+                "packed documents have no state in common: give no state, ask for none"
+            )
+        cu_seqlens = check_cu_seqlens(cu_seqlens, q, k)
 
     batch, heads, queries, key_width = q.shape
     keys, value_width = v.shape[-2:]
@@ -146,9 +160,9 @@ def leap_attention(
         y, state = state.step_unchecked(q, k, v, p_q, p_k, eps, feature_map)
         return (y, state) if return_state else y
 
-    counts = visible_counts(visible, batch, queries, keys)
+    counts = visible_counts(visible, batch, queries, keys, cu_seqlens)
     y, sums = BACKENDS[backend](
-        q, k, v, p_q, p_k, counts, key_mask, state.sums, eps, feature_map, return_state
+        q, k, v, p_q, p_k, counts, key_mask, state.sums, eps, feature_map, return_state, cu_seqlens
     )
     return (y, LeapState(sums)) if return_state else y
 

@@ -25,11 +25,12 @@ def reference(
     eps: float,
     feature_map: str,
     whole: bool,
+    cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Output [B, H, N, E] and the sums over the state and the keys (all keys only if `whole`).
 
-    `counts` are the n_i [N] or [B, N]; `sums` [B, H, F, E + 1] is the state before. Differentiable
-    by autograd, as often as one likes.
+    `counts` are the n_i [N] or [B, N]; `sums` [B, H, F, E + 1] is the state before; `cu_seqlens`
+    are the bounds of packed documents. Differentiable by autograd, as often as one likes.
     """
     dtype, counts = q.dtype, counts.to(q.device)
     if not whole:
@@ -49,7 +50,7 @@ def reference(
         weights = weights * torch.cos(a.unsqueeze(-1) - b.unsqueeze(-2))
         q = torch.cat([q * a.cos().unsqueeze(-1), q * a.sin().unsqueeze(-1)], -1)
         k = torch.cat([k * b.cos().unsqueeze(-1), k * b.sin().unsqueeze(-1)], -1)
-    weights = weights.masked_fill(~seen_pairs(counts, key_mask, k.shape[-2]), 0)
+    weights = weights.masked_fill(~seen_pairs(counts, key_mask, k.shape[-2], cu_seqlens), 0)
 
     numerator, total = weights @ v, weights.sum(-1, keepdim=True)
     after = torch.cat([k.mT @ v, k.sum(-2).unsqueeze(-1)], -1)

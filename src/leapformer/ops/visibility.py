@@ -64,9 +64,13 @@ class Visible:
 
     def counts(self, queries: int, keys: int) -> Tensor:
         """All n_i: int64 [queries], on the CPU."""
-        start, step, lookahead = (min(n, keys) for n in (self.start, self.step, self.lookahead))
-        unit = torch.arange(queries).div(self.size, rounding_mode="floor") + start
-        return (unit.clamp_max(keys) * step + lookahead).clamp_max(keys)
+        return self.counts_at(torch.arange(queries), torch.tensor(keys), keys)
+
+    def counts_at(self, i: Tensor, keys: Tensor, most: int) -> Tensor:
+        """n_i of the queries i among `keys` keys, of which there are `most` at most; int64."""
+        start, step, lookahead = (min(n, most) for n in (self.start, self.step, self.lookahead))
+        unit = i.div(self.size, rounding_mode="floor") + start
+        return (unit.clamp_max(most) * step + lookahead).minimum(keys)
 
 
 RULES = {"all": Visible.all(), "causal": Visible.causal()}
@@ -86,14 +90,31 @@ def as_rule(visible: str | Visible | Tensor) -> Visible | None:
     return RULES[known("visibility", visible, RULES)]
 
 
-def visible_counts(visible: str | Visible | Tensor, batch: int, queries: int, keys: int) -> Tensor:
+def visible_counts(
+    visible: str | Visible | Tensor,
+    batch: int,
+    queries: int,
+    keys: int,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
     """The n_i of every query, int64 [N], or [B, N] where each row has its own; checked.
+
+    With `cu_seqlens` (see `leap_attention`) `visible` counts keys of the query's own document, and
+    the n_i all keys up to there.
 
     Raises ValueError for a tensor that decreases, is negative or exceeds the number of keys, and
     TypeError for one that is not of integers.
     """
-    if (rule := as_rule(visible)) is not None:
+    rule = as_rule(visible)
+    if rule is not None and cu_seqlens is None:
         return rule.counts(queries, keys)
+    first: Tensor | int = 0
+    limit = torch.tensor(keys)
+    if cu_seqlens is not None:
+        which = documents(cu_seqlens, queries)
+        first, limit = cu_seqlens[which], cu_seqlens.diff()[which]
+    if rule is not None:
+        return first + rule.counts_at(torch.arange(queries) - first, limit, keys)
     assert isinstance(visible, Tensor)
     if visible.is_floating_point() or visible.is_complex() or visible.dtype == torch.bool:
         raise TypeError(f"visible is {visible.dtype}: it counts keys, give an integer tensor")
@@ -103,11 +124,21 @@ def visible_counts(visible: str | Visible | Tensor, batch: int, queries: int, ke
             f"or [B, N] = [{batch}, {queries}]"
         )
     counts = visible.long()
-    outside = (counts < 0) | (counts > keys)
+    if cu_seqlens is not None:
+        counts = counts.cpu()
+    outside = (counts < 0) | (counts > limit.to(counts.device))
     forbid(outside.any(), f"visible must lie in 0..S = {keys}: it counts leading keys")
+    counts = counts + first
     shrinks = counts[..., 1:] < counts[..., :-1]
     forbid(shrinks.any(), "visible decreases: a later query must see all that an earlier one saw")
     return counts
+
+
+def documents(cu_seqlens: Tensor, tokens: int) -> Tensor:
+    """The number of the document that each token belongs to: int64 [tokens], where `cu_seqlens`
+    lies."""
+    places = torch.arange(tokens, device=cu_seqlens.device)
+    return torch.searchsorted(cu_seqlens, places, right=True) - 1
 
 
 def seen_by_any(counts: Tensor, key_mask: Tensor | None, batch: int, keys: int) -> Tensor | None:
@@ -120,9 +151,14 @@ def seen_by_any(counts: Tensor, key_mask: Tensor | None, batch: int, keys: int) 
     return seen if key_mask is None else key_mask & seen
 
 
-def seen_pairs(counts: Tensor, key_mask: Tensor | None, keys: int) -> Tensor:
+def seen_pairs(
+    counts: Tensor, key_mask: Tensor | None, keys: int, cu_seqlens: Tensor | None = None
+) -> Tensor:
     """Which key each query sees, as quadratic forms want it: bool, [N, S] or [B, 1, N, S] where
     counts [N] or [B, N] or a `key_mask` [B, S] on the same device differ by row."""
     seen = counts.unsqueeze(-1) > torch.arange(keys, device=counts.device)
+    if cu_seqlens is not None:
+        which = documents(cu_seqlens, keys).to(counts.device)
+        seen = seen & (which.unsqueeze(-1) == which)
     seen = seen if seen.dim() == 2 else seen.unsqueeze(1)
     return seen if key_mask is None else seen & key_mask[:, None, None, :]
