@@ -349,7 +349,8 @@ def test_other_positions_and_learned_proportions_know_no_longest_sequence(positi
     [
         ({"num_attention_heads": 3}, "hidden_size 16 .* num_attention_heads 3"),
         ({"attention": "laep"}, "did you mean leap"),
-        ({"position_embedding": "rotary"}, "'rotary'.* learned, sinusoidal, none"),
+        ({"position_embedding": "none?"}, "'none.'.* learned, sinusoidal, rotary, none"),
+        ({"position_embedding": "rotary"}, "rotary positions turn dot products"),
     ],
 )
 def test_refuses_a_configuration_that_makes_no_model(others, message):

@@ -109,7 +109,7 @@ def test_leap_refuses_tokens_of_another_width():
 def test_ramp_is_position_over_maximum_length():
     ramp, x = Ramp(8), torch.zeros(2, 3, 5, 4)
     torch.testing.assert_close(ramp(x), torch.tensor([0, 1, 2, 3, 4]) / 8)
-    torch.testing.assert_close(ramp(x, start=3), torch.tensor([3, 4, 5, 6, 7]) / 8)
+    torch.testing.assert_close(ramp(x, torch.arange(3, 8)), torch.tensor([3, 4, 5, 6, 7]) / 8)
 
 
 @pytest.mark.parametrize(
@@ -127,10 +127,10 @@ def test_ramp_has_at_least_float32(dtype, result):
 def test_ramp_refuses_positions_beyond_its_maximum_length():
     ramp = Ramp(8)
     assert len(ramp(torch.zeros(1, 1, 8, 4))) == 8
-    with pytest.raises(ValueError, match=r"position 9 .* max_length of 8"):
+    with pytest.raises(ValueError, match=r"0..8 leave .* max_length is 8"):
         ramp(torch.zeros(1, 1, 9, 4))
-    with pytest.raises(ValueError, match=r"position 9 .* max_length of 8"):
-        ramp(torch.zeros(1, 1, 1, 4), start=8)
+    with pytest.raises(ValueError, match=r"8..8 leave .* max_length is 8"):
+        ramp(torch.zeros(1, 1, 1, 4), torch.tensor([8]))
 
 
 @pytest.mark.parametrize("max_length", [0, -1])
@@ -139,9 +139,17 @@ def test_ramp_refuses_a_length_below_1(max_length):
         Ramp(max_length)
 
 
-def test_ramp_refuses_a_negative_start():
-    with pytest.raises(ValueError, match="start"):
-        Ramp(8)(torch.zeros(1, 1, 2, 4), start=-1)
+def test_ramp_takes_positions_of_each_row():
+    positions = torch.tensor([[0, 0, 1], [5, 6, 7]])
+    p = Ramp(8)(torch.zeros(2, 3, 3, 4), positions)
+    torch.testing.assert_close(p, positions.unsqueeze(1) / 8)
+
+
+def test_ramp_refuses_positions_that_are_none():
+    with pytest.raises(ValueError, match=r"-1\.\.0 leave"):
+        Ramp(8)(torch.zeros(1, 1, 2, 4), torch.tensor([-1, 0]))
+    with pytest.raises(TypeError, match="float32: expected whole numbers"):
+        Ramp(8)(torch.zeros(1, 1, 2, 4), torch.tensor([0.0, 1.0]))
 
 
 def test_padding_stays_out_of_proportions_and_gradients():

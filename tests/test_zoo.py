@@ -3,6 +3,7 @@
 import math
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import dense_blocks
@@ -186,7 +187,7 @@ def test_a_fully_padded_row_is_finite_with_finite_gradients(name, visible):
 CUTS = st.lists(st.integers(1, 140), min_size=1, max_size=4)
 
 
-@pytest.mark.parametrize("name", having(streaming=True))
+@pytest.mark.parametrize("name", having(causal=True))
 @LAWFUL
 @given(pieces=CUTS)
 def test_any_cut_into_pieces_equals_one_causal_call(name, pieces):
@@ -201,26 +202,85 @@ def test_any_cut_into_pieces_equals_one_causal_call(name, pieces):
             visible="causal",
             state=state,
             return_state=True,
-            start=start,
+            positions=torch.arange(start, start + piece),
         )
         parts.append(part)
         start += piece
     torch.testing.assert_close(torch.cat(parts, 2), expected)
-    torch.testing.assert_close(state.sums, expected_state.sums)
+    torch.testing.assert_close(vars(state), vars(expected_state))
 
 
-@pytest.mark.parametrize("name", having(streaming=True))
+@pytest.mark.parametrize("name", having(causal=True))
+def test_a_state_is_as_large_as_the_traits_say(name):
+    attention, inputs = make(name, max_length=20), make_inputs(20, 20)
+    _, short = attention(*(x[:, :, :10] for x in inputs), visible="causal", return_state=True)
+    _, long = attention(*inputs, visible="causal", return_state=True)
+    sizes = [sum(x.numel() for x in vars(state).values()) for state in (short, long)]
+    assert (sizes[0] == sizes[1]) == ATTENTIONS[name].traits.streaming
+
+
+@pytest.mark.parametrize("name", having(causal=True))
+def test_a_state_is_selected_moved_and_detached(name):
+    attention, inputs = make(name), make_inputs(9, 9)
+    inputs = [x.requires_grad_() for x in inputs]
+    _, state = attention(*inputs, visible="causal", return_state=True)
+    rows = torch.tensor([1, 1, 0])
+    chosen = [x[rows] for x in inputs]
+    _, expected = attention(*chosen, visible="causal", return_state=True)
+    torch.testing.assert_close(vars(state.select(rows)), vars(expected))
+    moved = vars(state.to("meta")).values()
+    assert all(x.device.type == "meta" for x in moved)
+    assert any(x.requires_grad for x in vars(state).values())
+    assert not any(x.requires_grad for x in vars(state.detach()).values())
+
+
+@pytest.mark.parametrize("name", having(causal=True))
+@pytest.mark.parametrize("visible", ["causal", "all", "tensor"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_packed_documents_equal_each_alone(name, visible, masked):
+    sizes = [5, 1, 0, 60, 9]
+    length, bounds = sum(sizes), torch.tensor([0, *sizes]).cumsum(0)
+    attention, inputs = make(name), make_inputs(length, length, batch=1)
+    key_mask = torch.rand(1, length) > 0.3 if masked else None
+    if visible == "tensor":
+        visible = torch.cat([torch.randint(0, n + 1, (n,)).sort().values for n in sizes])
+    packed = attention(*inputs, visible=visible, key_mask=key_mask, cu_seqlens=bounds.int())
+    for a, b in pairwise(bounds.tolist()):
+        alone = attention(
+            *(x[:, :, a:b] for x in inputs),
+            visible=visible if isinstance(visible, str) else visible[a:b],
+            key_mask=None if key_mask is None else key_mask[:, a:b],
+        )
+        torch.testing.assert_close(packed[:, :, a:b], alone)
+
+
+@pytest.mark.parametrize("name", having(causal=False))
+def test_what_cannot_hide_the_future_refuses_packed_documents(name):
+    with pytest.raises(ValueError, match="packed documents"):
+        make(name)(*make_inputs(3, 3, batch=1), cu_seqlens=torch.tensor([0, 3]))
+
+
+@pytest.mark.parametrize("name", having(causal=True))
 @LAWFUL
 @given(pieces=CUTS)
 def test_a_streamed_layer_and_block_equal_their_causal_calls(name, pieces):
-    layer = MultiHeadAttention(make(name, max_length=sum(pieces)))
-    block = TransformerBlock(layer, HEADS * WIDTH, 5)
+    rotary = ATTENTIONS[name].traits.rotary
+    layer = MultiHeadAttention(make(name, max_length=sum(pieces)), rotary=rotary)
+    block = TransformerBlock(layer, HEADS * WIDTH, 5, convolution=3)
+    torch.nn.init.normal_(block.convolution.taps)
     x = torch.randn(BATCH, sum(pieces), HEADS * WIDTH, dtype=torch.float64)
     real = torch.rand(BATCH, sum(pieces)) > 0.3
     for module in (layer.double(), block.double()):
         state, start, parts = None, 0, []
         for piece, mask in zip(x.split(pieces, 1), real.split(pieces, 1), strict=True):
-            part, state = module.stream(piece, state, start, mask)
+            part, state = module(
+                piece,
+                visible="causal",
+                key_mask=mask,
+                positions=torch.arange(start, start + piece.shape[1]),
+                state=state,
+                return_state=True,
+            )
             parts.append(part)
             start += piece.shape[1]
         whole = module(x, visible="causal", key_mask=real)
@@ -249,8 +309,8 @@ def test_what_cannot_hide_the_future_refuses_to(name):
         make(name)(*make_inputs(3, 3), visible="causal")
 
 
-@pytest.mark.parametrize("name", having(streaming=False))
-def test_what_cannot_stream_refuses_a_state(name):
+@pytest.mark.parametrize("name", having(causal=False))
+def test_what_cannot_hide_the_future_refuses_a_state(name):
     attention, inputs = make(name), make_inputs(3, 3)
     state = LeapState.empty(BATCH, HEADS, WIDTH, VALUE_WIDTH, dtype=torch.float64)
     with pytest.raises(ValueError, match="state"):
@@ -258,7 +318,9 @@ def test_what_cannot_stream_refuses_a_state(name):
     with pytest.raises(ValueError, match="state"):
         attention(*inputs, return_state=True)
     with pytest.raises(ValueError, match="state"):
-        MultiHeadAttention(attention).double().stream(torch.zeros(1, 3, HEADS * WIDTH).double())
+        MultiHeadAttention(attention).double()(
+            torch.zeros(1, 3, HEADS * WIDTH).double(), return_state=True
+        )
 
 
 @pytest.mark.parametrize("name", having(fixed_length=True))
@@ -266,7 +328,7 @@ def test_a_fixed_length_must_be_given_and_bounds_the_sequence(name):
     with pytest.raises(ValueError, match="max_length"):
         make(name, max_length=None)
     make(name, max_length=5)(*make_inputs(5, 5))
-    with pytest.raises(ValueError, match="max_length of 5"):
+    with pytest.raises(ValueError, match=r"max_length (of|is) 5"):
         make(name, max_length=5)(*make_inputs(6, 6))
 
 

@@ -229,7 +229,7 @@ def test_inverses_and_peaks_are_worked_out_in_full_precision(function):
 def test_nothing_waits_for_the_value_of_a_tensor(name, dtype):
     attention = make(name, length=40, features=7).to("meta", dtype)
     x = torch.empty(2, HEADS, 40, WIDTH, device="meta", dtype=dtype)
-    y = attention.attend(x, x, x, torch.ones(2, 40, device="meta", dtype=torch.bool))
+    y = attention.mix(x, x, x, torch.ones(2, 40, device="meta", dtype=torch.bool))
     assert (y.shape, y.dtype) == (x.shape, dtype)
 
 

@@ -10,7 +10,12 @@ from .ops import LeapState, Visible, leap_attention
 from .proportion import LeaP, Ramp
 
 if TYPE_CHECKING:
-    from .models import LeaPformerConfig, LeaPformerForSequenceClassification, LeaPformerModel
+    from .models import (
+        LeaPformerConfig,
+        LeaPformerForCausalLM,
+        LeaPformerForSequenceClassification,
+        LeaPformerModel,
+    )
     from .zoo import ATTENTIONS
 
 __version__ = "0.1.0"
@@ -18,6 +23,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "ATTENTIONS": "zoo",
     "LeaPformerConfig": "models",
+    "LeaPformerForCausalLM": "models",
     "LeaPformerForSequenceClassification": "models",
     "LeaPformerModel": "models",
 }
@@ -26,6 +32,7 @@ __all__ = [
     "ATTENTIONS",
     "LeaP",
     "LeaPformerConfig",
+    "LeaPformerForCausalLM",
     "LeaPformerForSequenceClassification",
     "LeaPformerModel",
     "LeapState",

@@ -63,18 +63,26 @@ class Ramp(nn.Module):
             raise ValueError(f"max_length is {max_length}: a ramp needs a positive length")
         self.max_length = max_length
 
-    def forward(self, x: Tensor, start: int = 0) -> Tensor:
-        """Proportions [N] of the N tokens of x [..., N, D], the first of them at `start`."""
-        if start < 0:
-            raise ValueError(f"start is {start}: positions begin at 0")
-        end = start + x.shape[-2]
-        if end > self.max_length:
-            raise ValueError(
-                f"position {end} lies beyond the ramp's max_length of {self.max_length}: "
-                "static proportions need the length in advance (learned ones, LeaP, do not)"
-            )
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Proportions [N], or [B, 1, N], of the N tokens of x [..., N, D] at `positions`, whole
+        numbers [N] or [B, N]; at 0, 1, ... by default. (On a GPU and while compiling, positions
+        beyond the ramp are left to `leap_attention` to refuse.)"""
+        if positions is None:
+            positions = torch.arange(x.shape[-2], device=x.device)
+        if positions.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f"positions are {positions.dtype}: expected whole numbers")
+        readable = positions.device.type != "cuda" and not torch.compiler.is_compiling()
+        if readable and positions.numel():
+            low, high = (int(bound) for bound in torch.aminmax(positions))
+            if low < 0 or high >= self.max_length:
+                raise ValueError(
+                    f"positions {low}..{high} leave the ramp, whose max_length is "
+                    f"{self.max_length}: static proportions need the length in advance (learned "
+                    "ones, LeaP, do not)"
+                )
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        return torch.arange(start, end, device=x.device, dtype=dtype) / self.max_length
+        p = positions.to(dtype) / self.max_length
+        return p if p.dim() == 1 else p.unsqueeze(1)
 
     def extra_repr(self) -> str:
         return f"max_length={self.max_length}"

@@ -127,7 +127,11 @@ BAD = {
     "short": (ROW, {"cu_seqlens": torch.tensor([0, 5])}, "rise from 0 to N = 6"),
     "falling": (ROW, {"cu_seqlens": torch.tensor([0, 4, 3, 6])}, "rise from 0 to N = 6"),
     "two rows": (torch.zeros(3, 2, 1, 6, 2), {"cu_seqlens": torch.tensor([0, 6])}, "one row"),
-    "a state": (ROW, {"cu_seqlens": torch.tensor([0, 6]), "return_state": True}, "no state in common"),
+    "a state": (
+        ROW,
+        {"cu_seqlens": torch.tensor([0, 6]), "return_state": True},
+        "no state in common",
+    ),
     "past the document": (
         ROW,
         {"cu_seqlens": torch.tensor([0, 2, 6]), "visible": torch.tensor([1, 3, 0, 0, 0, 0])},

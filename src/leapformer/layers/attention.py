@@ -1,9 +1,11 @@
 """Heads: projections around an attention mechanism."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
-from ..ops import LeapState, Visible
-from ..zoo import Attention
+from ..zoo import Attention, State, View
+from .embedding import rotate
 
 
 class MultiHeadAttention(nn.Module):
@@ -13,12 +15,21 @@ class MultiHeadAttention(nn.Module):
         attention: the mechanism; its num_heads * head_dim is the hidden width. One with
             `traits.shared_qk` gets no k_proj: the keys are the queries.
         dropout: after the output projection. The linear form has no weights to drop.
+        rotary: turn queries and keys by their positions; for `traits.rotary`.
     """
 
-    def __init__(self, attention: Attention, dropout: float = 0.0) -> None:
+    def __init__(self, attention: Attention, dropout: float = 0.0, rotary: bool = False) -> None:
         super().__init__()
         hidden = attention.num_heads * attention.head_dim
+        if rotary and not attention.traits.rotary:
+            raise ValueError(
+                f"rotary positions turn dot products, and {type(attention).__name__} has none: "
+                "choose other positions"
+            )
+        if rotary and attention.head_dim % 2:
+            raise ValueError(f"the heads are {attention.head_dim} wide: rotary needs an even width")
         self.attention = attention
+        self.rotary = rotary
         self.q_proj = nn.Linear(hidden, hidden)
         self.k_proj = None if attention.traits.shared_qk else nn.Linear(hidden, hidden)
         self.v_proj = nn.Linear(hidden, hidden)
@@ -26,38 +37,17 @@ class MultiHeadAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        *,
-        visible: str | Visible | Tensor = "all",
-        key_mask: Tensor | None = None,
-    ) -> Tensor:
-        """`visible` and `key_mask` [B, S] are those of `leapformer.leap_attention`."""
+        self, x: Tensor, context: Tensor | None = None, **view: Any
+    ) -> Tensor | tuple[Tensor, State]:
+        """`view` are the fields of `leapformer.zoo.View`; with `return_state` also the state."""
         q, k, v = self._project(x, x if context is None else context)
-        return self._merge(self.attention(q, k, v, visible=visible, key_mask=key_mask))
-
-    def stream(
-        self,
-        x: Tensor,
-        state: LeapState | None = None,
-        start: int = 0,
-        key_mask: Tensor | None = None,
-    ) -> tuple[Tensor, LeapState]:
-        """The next tokens x of a causal sequence of which `start` went into `state`; `key_mask`
-        [B, N] is True where x is real."""
-        q, k, v = self._project(x, x)
-        y, state = self.attention(
-            q,
-            k,
-            v,
-            visible="causal",
-            key_mask=key_mask,
-            state=state,
-            return_state=True,
-            start=start,
-        )
-        return self._merge(y), state
+        if self.rotary:
+            places = View(**view).places(q, k)
+            q, k = (rotate(y, place) for y, place in zip((q, k), places, strict=True))
+        found = self.attention(q, k, v, **view)
+        if isinstance(found, tuple):
+            return self._merge(found[0]), found[1]
+        return self._merge(found)
 
     def _project(self, x: Tensor, context: Tensor) -> tuple[Tensor, ...]:
         """q, k, v [B, H, N or S, D]; k is q where the mechanism shares the projection."""

@@ -1,9 +1,30 @@
 """One layer of a transformer: attention, then a feed-forward net, each behind a norm."""
 
+from dataclasses import dataclass
+from typing import Any
+
 from torch import Tensor, nn
 
-from ..ops import LeapState, Visible
+from ..ops import token_positions
+from ..zoo import State
 from .attention import MultiHeadAttention
+from .convolution import ShortConvolution
+
+
+@dataclass(frozen=True, eq=False)
+class BlockState:
+    """What a causal block keeps of the tokens so far: the attention's state, and the last inputs
+    [B, size - 1, hidden] of its short convolution."""
+
+    attention: State | None = None
+    recent: Tensor | None = None
+
+    def select(self, rows: Tensor) -> "BlockState":
+        """Rows of the batch, in the order and as often as `rows` (int64 [B']) names them."""
+        return BlockState(
+            None if self.attention is None else self.attention.select(rows),
+            None if self.recent is None else self.recent.index_select(0, rows),
+        )
 
 
 class TransformerBlock(nn.Module):
@@ -15,6 +36,7 @@ class TransformerBlock(nn.Module):
         intermediate: width inside the feed-forward net.
         dropout: after each of its two linear maps.
         eps: of the norms.
+        convolution: taps of a short convolution before the attention; 0 for none.
     """
 
     def __init__(
@@ -24,8 +46,10 @@ class TransformerBlock(nn.Module):
         intermediate: int,
         dropout: float = 0.0,
         eps: float = 1e-5,
+        convolution: int = 0,
     ) -> None:
         super().__init__()
+        self.convolution = ShortConvolution(hidden, convolution) if convolution else None
         self.attention_norm = nn.LayerNorm(hidden, eps)
         self.attention = attention
         self.feed_forward_norm = nn.LayerNorm(hidden, eps)
@@ -37,26 +61,18 @@ class TransformerBlock(nn.Module):
             nn.Dropout(dropout),
         )
 
-    def forward(
-        self,
-        x: Tensor,
-        visible: str | Visible | Tensor = "all",
-        key_mask: Tensor | None = None,
-    ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), visible=visible, key_mask=key_mask)
-        return self._feed_forward(x)
-
-    def stream(
-        self,
-        x: Tensor,
-        state: LeapState | None = None,
-        start: int = 0,
-        key_mask: Tensor | None = None,
-    ) -> tuple[Tensor, LeapState]:
-        """The next tokens x of a causal sequence, see `MultiHeadAttention.stream`."""
-        y, state = self.attention.stream(self.attention_norm(x), state, start, key_mask)
-        return self._feed_forward(x + y), state
-
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        out: Tensor = x + self.feed_forward(self.feed_forward_norm(x))
-        return out
+    def forward(self, x: Tensor, **view: Any) -> Tensor | tuple[Tensor, BlockState]:
+        """`view` are the fields of `leapformer.zoo.View`; its states are `BlockState`s."""
+        before, wanted = view.get("state"), view.get("return_state", False)
+        before = BlockState() if before is None else before
+        y, recent = self.attention_norm(x), None
+        if self.convolution is not None:
+            positions = view.get("positions")
+            if positions is None:
+                positions = token_positions(x.shape[1], view.get("cu_seqlens"), x.device)
+            y, recent = self.convolution(y, positions, before.recent)
+        found = self.attention(y, **{**view, "state": before.attention})
+        y, after = found if wanted else (found, None)
+        x = x + y
+        x = x + self.feed_forward(self.feed_forward_norm(x))
+        return (x, BlockState(after, recent)) if wanted else x

@@ -8,12 +8,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from ..layers import MultiHeadAttention, TokenEmbedding, TransformerBlock
-from ..zoo import attention_class
+from ..layers import MultiHeadAttention, ShortConvolution, TokenEmbedding, TransformerBlock
+from ..ops import token_positions
+from ..zoo import ATTENTIONS, attention_class
+from .cache import LeaPformerCache
 from .configuration import LeaPformerConfig
 
 
@@ -33,11 +35,14 @@ class LeaPformerBlock(GradientCheckpointingLayer, TransformerBlock):
             **(config.attention_options or {}),
         )
         super().__init__(
-            MultiHeadAttention(attention, config.hidden_dropout_prob),
+            MultiHeadAttention(
+                attention, config.hidden_dropout_prob, config.position_embedding == "rotary"
+            ),
             config.hidden_size,
             config.intermediate_size,
             config.hidden_dropout_prob,
             config.layer_norm_eps,
+            config.short_convolution,
         )
 
 
@@ -49,6 +54,8 @@ class LeaPformerPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ("LeaPformerBlock",)
+    _skip_keys_device_placement = ("past_key_values",)
+    _is_stateful = True
     _can_record_outputs = {"hidden_states": LeaPformerBlock}  # noqa: RUF012
 
     @torch.no_grad()
@@ -56,19 +63,33 @@ class LeaPformerPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, nn.Linear):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+        if isinstance(module, ShortConvolution):
+            module.reset_parameters()
 
 
 class LeaPformerModel(LeaPformerPreTrainedModel):
-    """Token ids [B, N] -> last_hidden_state [B, N, hidden]; every token sees every real token."""
+    """Token ids [B, N] -> last_hidden_state [B, N, hidden].
+
+    With `config.causal` a token sees those up to itself, and the model can go on from a
+    `LeaPformerCache`; else every token sees every real token.
+    """
 
     def __init__(self, config: LeaPformerConfig) -> None:
         super().__init__(config)
+        if config.causal and not attention_class(config.attention).traits.causal:
+            able = [name for name, kind in ATTENTIONS.items() if kind.traits.causal]
+            raise ValueError(
+                f"{config.attention} cannot hide the future, as a causal model must: choose from "
+                f"{', '.join(able)}"
+            )
         self.embedding = TokenEmbedding(
             config.vocab_size,
             config.hidden_size,
             config.position_embedding,
             config.max_position_embeddings,
             config.pad_token_id,
+            config.adaptive_cutoffs,
+            config.adaptive_factor,
         )
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.layers = nn.ModuleList(
@@ -77,10 +98,10 @@ class LeaPformerModel(LeaPformerPreTrainedModel):
         self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Embedding:
+    def get_input_embeddings(self) -> nn.Module:
         return self.embedding.tokens
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
+    def set_input_embeddings(self, value: nn.Module) -> None:
         self.embedding.tokens = value
 
     @merge_with_config_defaults
@@ -90,25 +111,101 @@ class LeaPformerModel(LeaPformerPreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: LeaPformerCache | None = None,
+        use_cache: bool | None = None,
+        cu_seq_lens_q: Tensor | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutput:
-        """`attention_mask` [B, N] is 1 or True for real tokens; `inputs_embeds` [B, N, hidden]
-        replaces `input_ids` [B, N]."""
+    ) -> BaseModelOutputWithPast:
+        """Args:
+        input_ids: [B, N].
+        attention_mask: [B, N], 1 or True for real tokens, on either side; with a cache the whole
+            row so far may be given, of which the last N count.
+        inputs_embeds: [B, N, hidden], in place of input_ids.
+        position_ids: [B, N]; by default real tokens are counted, from the start of each document.
+        past_key_values: what came before. It is changed: it goes on to the end of this call.
+        use_cache: give back a cache to go on from; a causal model in evaluation does by default.
+        cu_seq_lens_q: bounds of documents packed into one row, int [documents + 1], as
+            `DataCollatorWithFlattening(return_flash_attn_kwargs=True)` gives them.
+
+        Raises ValueError for shapes that disagree and for a cache in a model that is not causal.
+        """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         given = input_ids if inputs_embeds is None else inputs_embeds
         assert given is not None
         if given.dim() < 2:
             raise ValueError(f"the input is {list(given.shape)}: expected a batch, [B, N]")
-        if given.shape[1] == 0:
+        rows, columns = given.shape[:2]
+        if columns == 0:
             raise ValueError("the sequences are empty: a model needs at least one token")
-        if attention_mask is not None and attention_mask.shape != given.shape[:2]:
-            raise ValueError(
-                f"attention_mask is {list(attention_mask.shape)}: "
-                f"expected [B, N] = {list(given.shape[:2])}"
+        cache = self._cache(past_key_values, use_cache, rows)
+        before = 0 if cache is None else cache.length
+        key_mask = None
+        if attention_mask is not None:
+            if attention_mask.shape not in ((rows, columns), (rows, before + columns)):
+                raise ValueError(
+                    f"attention_mask is {list(attention_mask.shape)}: "
+                    f"expected [B, N] = {[rows, columns]}"
+                    + (f" or, with what came before, {[rows, before + columns]}" if before else "")
+                )
+            key_mask = attention_mask[:, -columns:].bool()
+        seen = None if cache is None else cache.seen
+        positions = position_ids
+        if positions is None:
+            positions = _positions(key_mask, seen, cu_seq_lens_q, columns, given.device)
+
+        x = self.dropout(self.embedding(input_ids, inputs_embeds, positions))
+        view = {
+            "visible": "causal" if self.config.causal else "all",
+            "key_mask": key_mask,
+            "positions": positions,
+            "cu_seqlens": cu_seq_lens_q,
+        }
+        states = []
+        for i, layer in enumerate(self.layers):
+            if cache is None:
+                x = layer(x, **view)
+            else:
+                state = cache.states[i] if cache.states else None
+                x, state = layer(x, **view, state=state, return_state=True)
+                states.append(state)
+        if cache is not None:
+            real = positions.new_full((rows,), columns) if key_mask is None else key_mask.sum(1)
+            cache.advance(states, columns, real)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=cache)
+
+    def _cache(
+        self, past: LeaPformerCache | None, use_cache: bool | None, rows: int
+    ) -> LeaPformerCache | None:
+        """The cache to go on from and to fill, if any."""
+        if past is None:
+            wanted = self.config.causal and not self.training if use_cache is None else use_cache
+            past = LeaPformerCache() if wanted else None
+        if past is None:
+            return None
+        if not self.config.causal:
+            raise ValueError("a model that is not causal has no cache: its tokens see all others")
+        if not isinstance(past, LeaPformerCache):
+            raise TypeError(
+                f"past_key_values is a {type(past).__name__}: expected a LeaPformerCache"
             )
-        key_mask = None if attention_mask is None else attention_mask.bool()
-        x = self.dropout(self.embedding(input_ids, inputs_embeds))
-        for layer in self.layers:
-            x = layer(x, "all", key_mask)
-        return BaseModelOutput(last_hidden_state=self.norm(x))
+        if past.seen is not None and len(past.seen) != rows:
+            raise ValueError(f"the cache has {len(past.seen)} rows and the input {rows}")
+        return past
+
+
+def _positions(
+    key_mask: Tensor | None,
+    seen: Tensor | None,
+    cu_seqlens: Tensor | None,
+    columns: int,
+    device: torch.device,
+) -> Tensor:
+    """The place of each token in its sequence, int64 [N] or [B, N]: real tokens are counted, those
+    `seen` [B] before included."""
+    if key_mask is None:
+        places = token_positions(columns, cu_seqlens, device)
+        return places if seen is None else seen.unsqueeze(1) + places
+    places = (key_mask.cumsum(1) - 1).clamp_min(0)
+    return places if seen is None else seen.unsqueeze(1) + places

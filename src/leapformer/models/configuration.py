@@ -20,7 +20,14 @@ class LeaPformerConfig(PreTrainedConfig):
         attention_options: further arguments of that mechanism, such as {"hidden": 16} for leap.
         max_position_embeddings: the longest sequence, for learned positions and for mechanisms
             that must know it.
-        position_embedding: "learned", "sinusoidal" or "none".
+        position_embedding: "learned", "sinusoidal", "rotary" (for mechanisms with
+            `traits.rotary`) or "none".
+        causal: a token sees only those up to itself. Language models set it.
+        short_convolution: taps of a short convolution before each attention; 0 for none.
+        adaptive_cutoffs: of a vocabulary sorted by frequency, where bands of ever smaller
+            embeddings begin (Baevski and Auli, 2019); None for one band. Language models read it.
+        adaptive_factor: by which the width falls from band to band.
+        tie_word_embeddings: input and output of a language model share their weights.
         hidden_dropout_prob: dropout after embeddings, attention and feed-forward nets.
         layer_norm_eps: epsilon of the norms.
         pair: classify pairs of sequences, each encoded by itself: two towers, same weights.
@@ -29,6 +36,7 @@ class LeaPformerConfig(PreTrainedConfig):
     """
 
     model_type = "leapformer"
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
 
     vocab_size: int = 256
     hidden_size: int = 256
@@ -39,6 +47,10 @@ class LeaPformerConfig(PreTrainedConfig):
     attention_options: dict[str, Any] | None = None
     max_position_embeddings: int = 2048
     position_embedding: str = "learned"
+    causal: bool = False
+    short_convolution: int = 0
+    adaptive_cutoffs: list[int] | None = None
+    adaptive_factor: int = 4
     hidden_dropout_prob: float | int = 0.1
     layer_norm_eps: float = 1e-5
     pair: bool = False

@@ -3,7 +3,7 @@
 from .features import FEATURE_MAPS
 from .leap_attention import BACKENDS, choose_backend, leap_attention
 from .state import LeapState
-from .visibility import Visible, as_rule, seen_pairs, visible_counts
+from .visibility import Visible, as_rule, seen_pairs, token_positions, visible_counts
 
 __all__ = [
     "BACKENDS",
@@ -14,5 +14,6 @@ __all__ = [
     "choose_backend",
     "leap_attention",
     "seen_pairs",
+    "token_positions",
     "visible_counts",
 ]

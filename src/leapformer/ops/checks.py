@@ -73,8 +73,11 @@ def check_keys(k: Tensor, v: Tensor, key_mask: Tensor | None) -> None:
         )
 
 
-def check_cu_seqlens(cu_seqlens: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    """Boundaries of the documents in a row q, k [1, H, N, D]; as int64 on the CPU."""
+def check_cu_seqlens(cu_seqlens: Tensor, q: Tensor, k: Tensor, stateful: bool) -> Tensor:
+    """Boundaries of the documents in a row q, k [1, H, N, D]; as int64 on the CPU. `stateful`: a
+    state is given or asked for."""
+    if stateful:
+        raise ValueError("packed documents have no state in common: give no state, ask for none")
     if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dtype not in (torch.int32, torch.int64):
         kind = getattr(cu_seqlens, "dtype", type(cu_seqlens).__name__)
         raise TypeError(f"cu_seqlens is {kind}: expected a tensor of int32 or int64")

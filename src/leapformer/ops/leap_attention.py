@@ -132,11 +132,8 @@ def leap_attention(
     p_k = check_proportions("p_k", p_k, k, key_mask)
 
     if cu_seqlens is not None:
-        if state is not None or return_state:
-            raise ValueError(
-                "packed documents have no state in common: give no state, ask for none"
-            )
-        cu_seqlens = check_cu_seqlens(cu_seqlens, q, k)
+        stateful = state is not None or return_state
+        cu_seqlens = check_cu_seqlens(cu_seqlens, q, k, stateful)
 
     batch, heads, queries, key_width = q.shape
     keys, value_width = v.shape[-2:]

@@ -141,6 +141,17 @@ def documents(cu_seqlens: Tensor, tokens: int) -> Tensor:
     return torch.searchsorted(cu_seqlens, places, right=True) - 1
 
 
+def token_positions(
+    tokens: int, cu_seqlens: Tensor | None = None, device: torch.device | str | None = None
+) -> Tensor:
+    """0, 1, ... for each token, from the start of its document: int64 [tokens]."""
+    places = torch.arange(tokens, device=device)
+    if cu_seqlens is None:
+        return places
+    bounds = cu_seqlens.long()
+    return places - bounds[documents(bounds, tokens)].to(places.device)
+
+
 def seen_by_any(counts: Tensor, key_mask: Tensor | None, batch: int, keys: int) -> Tensor | None:
     """`key_mask` [B, S] with the keys hidden that no query of the call sees; `counts` lie on its
     device."""

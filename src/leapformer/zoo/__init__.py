@@ -1,7 +1,7 @@
 """The attention mechanisms by name. To add one: one file here, one line in `ATTENTIONS`."""
 
 from ..ops.checks import known
-from .base import Attention, EncoderAttention, Traits
+from .base import Attention, EncoderAttention, State, Traits, View
 from .bigbird import BigBirdAttention
 from .cosformer import CosformerAttention
 from .informer import InformerAttention
@@ -43,6 +43,8 @@ __all__ = [
     "Attention",
     "EncoderAttention",
     "LinearAttention",
+    "State",
     "Traits",
+    "View",
     "attention_class",
 ]

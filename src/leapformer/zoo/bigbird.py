@@ -40,7 +40,7 @@ class BigBirdAttention(EncoderAttention):
         self.block, self.random = block, random
         self.register_buffer("salts", torch.randint(2**32, (num_heads,)))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
         batch, heads, length, _ = q.shape
         count = -(-length // self.block)
         if count <= self.random + 4:  # window and global ones: all but count - 4 at most

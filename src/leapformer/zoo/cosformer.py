@@ -8,7 +8,7 @@ Static proportions: near tokens count more, and the maximum length M must be kno
 from torch import Tensor
 
 from ..proportion import Ramp
-from .base import Traits
+from .base import Traits, View
 from .linear import LinearAttention
 
 
@@ -23,7 +23,6 @@ class CosformerAttention(LinearAttention):
         assert max_length is not None  # refused above: traits.fixed_length
         self.ramp = Ramp(max_length)
 
-    def proportions(
-        self, q: Tensor, k: Tensor, key_mask: Tensor | None, start: int
-    ) -> tuple[Tensor, Tensor]:
-        return self.ramp(q, start), self.ramp(k, start)
+    def proportions(self, q: Tensor, k: Tensor, view: View) -> tuple[Tensor, Tensor]:
+        of_queries, of_keys = view.places(q, k)
+        return self.ramp(q, of_queries), self.ramp(k, of_keys)

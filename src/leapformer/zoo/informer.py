@@ -37,7 +37,7 @@ class InformerAttention(EncoderAttention):
         check_positive(features=features)
         self.register_buffer("draws", random_draws(features))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
         tokens = real.sum(-1)
         sample = rows(k, sampled_places(self.draws, tokens)[0])
         peaks = peakedness(q, sample).masked_fill(~real[:, None], -torch.inf)

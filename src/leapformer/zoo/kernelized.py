@@ -9,33 +9,23 @@ Quadratic in time and memory.
 import torch
 from torch import Tensor
 
-from ..ops import LeapState, Visible, seen_pairs, visible_counts
 from ..ops.features import accumulator, autocast, full_precision
-from .base import Attention, Traits
+from .base import Traits
+from .pairs import PairwiseAttention
 
 
-class KernelizedAttention(Attention):
+class KernelizedAttention(PairwiseAttention):
     """Every pair of tokens, weighed by a Gaussian of their distance."""
 
     traits = Traits(linear=False, causal=True, cross=True)
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        visible: str | Visible | Tensor = "all",
-        key_mask: Tensor | None = None,
-        state: LeapState | None = None,
-        return_state: bool = False,
-        start: int = 0,
-    ) -> Tensor:
-        self.refuse_state(state, return_state)
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, causal: bool) -> Tensor:
         v = autocast(v)
-        counts = visible_counts(visible, len(q), q.shape[2], k.shape[2]).to(q.device)
-        seen = seen_pairs(counts, key_mask, k.shape[2])
-        weights = gaussian(q, k).masked_fill(~seen, 0)
+        weights = gaussian(q, k)
+        if causal:
+            weights = weights.tril()
+        if seen is not None:
+            weights = weights.masked_fill(~seen, 0)
         with torch.autocast(v.device.type, enabled=False):
             return (weights @ v.to(weights.dtype)).to(v.dtype)
 

@@ -8,7 +8,7 @@ The proportions are learned from the tokens themselves: no position, no length.
 from torch import Tensor
 
 from ..proportion import LeaP
-from .base import Traits
+from .base import Traits, View
 from .linear import LinearAttention
 
 
@@ -34,7 +34,5 @@ class LeapAttention(LinearAttention):
         self.leap_q = LeaP(head_dim, hidden)
         self.leap_k = LeaP(head_dim, hidden)
 
-    def proportions(
-        self, q: Tensor, k: Tensor, key_mask: Tensor | None, start: int
-    ) -> tuple[Tensor, Tensor]:
-        return self.leap_q(q), self.leap_k(k, key_mask)
+    def proportions(self, q: Tensor, k: Tensor, view: View) -> tuple[Tensor, Tensor]:
+        return self.leap_q(q), self.leap_k(k, view.key_mask)

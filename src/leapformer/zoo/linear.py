@@ -10,8 +10,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..ops import LeapState, Visible, leap_attention
-from .base import Attention, Traits
+from ..ops import LeapState, leap_attention
+from .base import Attention, Traits, View
 
 
 class LinearAttention(Attention):
@@ -20,33 +20,23 @@ class LinearAttention(Attention):
     traits = Traits(linear=True, causal=True, cross=True, streaming=True)
     feature_map: ClassVar[str] = "elu"
 
-    def proportions(
-        self, q: Tensor, k: Tensor, key_mask: Tensor | None, start: int
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def proportions(self, q: Tensor, k: Tensor, view: View) -> tuple[Tensor | None, Tensor | None]:
         """p_q [B, H, N] and p_k [B, H, S], or None for both."""
         return None, None
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        visible: str | Visible | Tensor = "all",
-        key_mask: Tensor | None = None,
-        state: LeapState | None = None,
-        return_state: bool = False,
-        start: int = 0,
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, view: View
     ) -> Tensor | tuple[Tensor, LeapState]:
-        attend = partial(
+        call = partial(
             leap_attention,
             q,
             k,
             v,
-            *self.proportions(q, k, key_mask, start),
-            visible=visible,
-            key_mask=key_mask,
-            state=state,
+            *self.proportions(q, k, view),
+            visible=view.visible,
+            key_mask=view.key_mask,
+            cu_seqlens=view.cu_seqlens,
+            state=view.state,
             feature_map=self.feature_map,
         )
-        return attend(return_state=True) if return_state else attend()
+        return call(return_state=True) if view.return_state else call()

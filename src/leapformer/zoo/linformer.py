@@ -35,7 +35,7 @@ class LinformerAttention(EncoderAttention):
         length = max_length or 1
         self.projection = nn.Parameter(torch.randn(num_heads, features, length) * length**-0.5)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
         e = self.projection[:, :, : q.shape[2]].to(q.dtype)
         k, v = (torch.einsum("hmn,bhnd->bhmd", e, x) for x in (k, v))  # padding adds zeros
         return scaled_dot_product_attention(q, k, v)

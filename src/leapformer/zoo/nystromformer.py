@@ -42,7 +42,7 @@ class NystromformerAttention(EncoderAttention):
         check_positive(features=features, steps=steps)
         self.features, self.steps = features, steps
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
         count = min(self.features, q.shape[2])
         q_mean, filled = segment_means(q, real, count)
         k_mean, _ = segment_means(k, real, count)

@@ -6,9 +6,9 @@
 The rows of w [m, D] are orthogonal in blocks of D, each as long as a Gaussian vector, so that the
 mean of phi(q).phi(k) is exp(q.k / sqrt(D)); the paper's factor m^-1/2 cancels. c keeps the
 exponentials in range: the largest exponent of the query itself; for keys the largest of all real
-keys of their head. Where not all keys are there at once (a hidden future, a state) such a maximum
-would tell of the future and change from piece to piece: there c = 0, and exp(...) has mean one.
-c is a constant to the gradient.
+keys of their head and document. Where not all keys are there at once (a hidden future, a state)
+such a maximum would tell of the future and change from piece to piece: there c = 0, and exp(...)
+has mean one. c is a constant to the gradient.
 """
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from ..ops import LeapState, Visible, as_rule
 from ..ops.checks import check_floating, check_keys
 from ..ops.features import accumulator, autocast
-from .base import Traits
+from .base import Traits, View
 from .linear import LinearAttention
 
 
@@ -48,22 +48,16 @@ class PerformerAttention(LinearAttention):
         self.floor = floor
         self.register_buffer("directions", orthogonal_rows(features, head_dim))
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        visible: str | Visible | Tensor = "all",
-        key_mask: Tensor | None = None,
-        state: LeapState | None = None,
-        return_state: bool = False,
-        start: int = 0,
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, view: View
     ) -> Tensor | tuple[Tensor, LeapState]:
+        key_mask = view.key_mask
         q, k, v = autocast(q), autocast(k), autocast(v)
         check_floating(q=q, k=k, v=v)
         check_keys(k, v, key_mask)
-        whole = as_rule(visible) == Visible.all() and state is None and not return_state
+        whole = (
+            as_rule(view.visible) == Visible.all() and view.state is None and not view.return_state
+        )
         if key_mask is not None:
             k = k.masked_fill(~key_mask[:, None, :, None], 0)
         with torch.autocast(q.device.type, enabled=False):
@@ -74,19 +68,13 @@ class PerformerAttention(LinearAttention):
                 half_k = half_k.masked_fill(~key_mask[:, None, :, None], torch.inf)
             largest = None
             if whole and k.shape[2]:
-                largest = (along_k.detach().amax(-1, keepdim=True) - half_k).amax(2, keepdim=True)
-                largest = largest.clamp_min(torch.finfo(largest.dtype).min)
+                exponents = along_k.detach().amax(-1, keepdim=True) - half_k
+                sizes = [k.shape[2]] if view.cu_seqlens is None else view.cu_seqlens.diff().tolist()
+                documents = [part for part in exponents.split(sizes, 2) if part.shape[2]]
+                peaks = [part.amax(2, keepdim=True).expand_as(part) for part in documents]
+                largest = torch.cat(peaks, 2).clamp_min(torch.finfo(exponents.dtype).min)
             phi_k = self.features(along_k, half_k, largest)
-            found = super().forward(
-                phi_q,
-                phi_k,
-                v.to(phi_q.dtype),
-                visible=visible,
-                key_mask=key_mask,
-                state=state,
-                return_state=return_state,
-                start=start,
-            )
+            found = super().attend(phi_q, phi_k, v.to(phi_q.dtype), view)
         return found.to(v.dtype) if isinstance(found, Tensor) else (found[0].to(v.dtype), found[1])
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:

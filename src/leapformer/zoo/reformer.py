@@ -49,7 +49,7 @@ class ReformerAttention(EncoderAttention):
         shape = (num_heads, head_dim, hashes, buckets // 2)
         self.register_buffer("rotations", torch.randn(shape))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
         batch, heads, length, _ = q.shape
         sorted_shape = (batch, heads, self.hashes, -(-length // self.chunk), self.chunk)
         size = sorted_shape[3] * self.chunk

@@ -50,7 +50,7 @@ class SkyformerAttention(EncoderAttention):
         self.ridge, self.steps = ridge, steps
         self.register_buffer("draws", random_draws(features))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
         tokens = real.sum(-1, keepdim=True)
         places, counts = sampled_places(self.draws, 2 * tokens.squeeze(-1))
         places = places + (places >= tokens) * (q.shape[2] - tokens)  # over the queries' padding

@@ -8,34 +8,14 @@ Quadratic in time; torch's `scaled_dot_product_attention` keeps its memory linea
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..ops import LeapState, Visible, as_rule, seen_pairs, visible_counts
-from .base import Attention, Traits
+from .base import Traits
+from .pairs import PairwiseAttention
 
 
-class SoftmaxAttention(Attention):
+class SoftmaxAttention(PairwiseAttention):
     """Every pair of tokens, weighed by the exponential of their dot product."""
 
-    traits = Traits(linear=False, causal=True, cross=True, streaming=False)
+    traits = Traits(linear=False, causal=True, cross=True, rotary=True)
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        visible: str | Visible | Tensor = "all",
-        key_mask: Tensor | None = None,
-        state: LeapState | None = None,
-        return_state: bool = False,
-        start: int = 0,
-    ) -> Tensor | tuple[Tensor, LeapState]:
-        self.refuse_state(state, return_state)
-        rule = as_rule(visible)
-        if rule == Visible.causal() and key_mask is None and q.shape[2] == k.shape[2]:
-            return scaled_dot_product_attention(q, k, v, is_causal=True)
-        if rule == Visible.all():
-            mask = None if key_mask is None else key_mask[:, None, None, :]
-        else:
-            counts = visible_counts(visible, len(q), q.shape[2], k.shape[2]).to(q.device)
-            mask = seen_pairs(counts, key_mask, k.shape[2])
-        return scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, causal: bool) -> Tensor:
+        return scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal)

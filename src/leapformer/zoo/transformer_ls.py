@@ -48,7 +48,7 @@ class TransformerLSAttention(EncoderAttention):
         nn.init.uniform_(self.projection, -bound, bound)
         self.far_norm, self.near_norm = nn.LayerNorm(head_dim), nn.LayerNorm(head_dim)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
         length, rank = q.shape[2], self.projection.shape[-1]
         shares = masked_softmax(self.projection.mT @ k.mT, real[:, None, None]).to(k.dtype)
         far_k, far_v = self.far_norm(shares @ k), layer_norm(shares @ v, v.shape[-1:])
