@@ -124,7 +124,8 @@ class LeaPformerModel(LeaPformerPreTrainedModel):
         inputs_embeds: [B, N, hidden], in place of input_ids.
         position_ids: [B, N]; by default real tokens are counted, from the start of each document.
         past_key_values: what came before. It is changed: it goes on to the end of this call.
-        use_cache: give back a cache to go on from; a causal model in evaluation does by default.
+        use_cache: give back a cache to go on from; a causal model in evaluation does by default,
+            unless documents are packed.
         cu_seq_lens_q: bounds of documents packed into one row, int [documents + 1], as
             `DataCollatorWithFlattening(return_flash_attn_kwargs=True)` gives them.
 
@@ -139,7 +140,9 @@ class LeaPformerModel(LeaPformerPreTrainedModel):
         rows, columns = given.shape[:2]
         if columns == 0:
             raise ValueError("the sequences are empty: a model needs at least one token")
-        cache = self._cache(past_key_values, use_cache, rows)
+        if use_cache is None and cu_seq_lens_q is None:
+            use_cache = self.config.causal and not self.training
+        cache = self._cache(past_key_values, bool(use_cache), rows)
         before = 0 if cache is None else cache.length
         key_mask = None
         if attention_mask is not None:
@@ -176,14 +179,12 @@ class LeaPformerModel(LeaPformerPreTrainedModel):
         return BaseModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=cache)
 
     def _cache(
-        self, past: LeaPformerCache | None, use_cache: bool | None, rows: int
+        self, past: LeaPformerCache | None, wanted: bool, rows: int
     ) -> LeaPformerCache | None:
         """The cache to go on from and to fill, if any."""
-        if past is None:
-            wanted = self.config.causal and not self.training if use_cache is None else use_cache
-            past = LeaPformerCache() if wanted else None
-        if past is None:
+        if past is None and not wanted:
             return None
+        past = LeaPformerCache() if past is None else past
         if not self.config.causal:
             raise ValueError("a model that is not causal has no cache: its tokens see all others")
         if not isinstance(past, LeaPformerCache):

@@ -51,6 +51,7 @@ class LeaPformerConfig(PreTrainedConfig):
     short_convolution: int = 0
     adaptive_cutoffs: list[int] | None = None
     adaptive_factor: int = 4
+    tie_word_embeddings: bool = True
     hidden_dropout_prob: float | int = 0.1
     layer_norm_eps: float = 1e-5
     pair: bool = False
