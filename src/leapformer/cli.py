@@ -58,8 +58,9 @@ class Train:
     """Where data lie: prepared ones in a folder named after the task, sampled ones beside it."""
 
     def __call__(self) -> None:
-        from .tasks.lra.train import RESULT, train
+        from .tasks.lra.train import train
         from .tasks.processes import processes
+        from .tasks.runs import RESULT
 
         run = train(self.recipe, self.attention, self.seed, self.out, self.data)
         if processes().is_main_process:

@@ -31,7 +31,8 @@ from leapformer.tasks.lra.compare import PICTURE, compare
 from leapformer.tasks.lra.data import load, prepare
 from leapformer.tasks.lra.recipes import RECIPES, Budget, Recipe, recipe
 from leapformer.tasks.lra.tasks import TASKS
-from leapformer.tasks.lra.train import RESULT, build_model, train
+from leapformer.tasks.lra.train import build_model, train
+from leapformer.tasks.runs import RESULT
 from leapformer.zoo import ATTENTIONS
 
 NAMES, SEEDS = ["leap", "softmax", "linear"], [0, 1]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from leapformer.tasks.lra.data import load
-from leapformer.tasks.lra.train import RESULT
+from leapformer.tasks.runs import RESULT
 
 RUN = """
 import os, sys, json

@@ -14,7 +14,8 @@ from transformers import AutoModelForSequenceClassification, Trainer
 
 import leapformer.models  # noqa: F401 - registers the models with transformers
 from leapformer.tasks.lra.data import Collator, load, majority, prepare
-from leapformer.tasks.lra.train import RESULT, last_checkpoint, train
+from leapformer.tasks.lra.train import train
+from leapformer.tasks.runs import RESULT, last_checkpoint
 from leapformer.zoo import ATTENTIONS
 
 KILL = """

@@ -1,6 +1,5 @@
 """transformers' Trainer as Long-Range Arena's set-up wants it."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from transformers import (
 
 from ...models import LeaPformerForSequenceClassification
 from ..processes import processes
+from ..runs import StopOnNaN
 from .data import Collator
 from .recipes import Recipe
 
@@ -79,7 +79,7 @@ def make_trainer(
         eval_dataset=data["validation"].with_format("torch"),
         data_collator=Collator(recipe),
         compute_metrics=_scores,
-        callbacks=[_ClipValue(recipe.clip_value), _StopOnNaN()],
+        callbacks=[_ClipValue(recipe.clip_value), StopOnNaN()],
     )
 
 
@@ -108,29 +108,3 @@ class _ClipValue(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         torch.nn.utils.clip_grad_value_(kwargs["model"].parameters(), self.limit)
-
-
-_LOSSES = {
-    "training": "loss",
-    "validation": "eval_cross_entropy",
-    "test": "test_cross_entropy",
-}
-
-
-class _StopOnNaN(TrainerCallback):
-    """A loss that is no number, in training or in evaluation, ends the run where it is logged."""
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
-        logs = kwargs.get("logs") or {}
-        for of, name in _LOSSES.items():
-            if not math.isfinite(float(logs.get(name, 0.0))):
-                raise FloatingPointError(
-                    f"the {of} loss is {logs[name]} at step {state.global_step}: "
-                    "lower --learning-rate or raise --warmup-steps"
-                )

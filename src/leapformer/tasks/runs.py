@@ -1,0 +1,168 @@
+"""One run on transformers' Trainer: claimed, resumed after a kill, finished once."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import (
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+
+from ..results import read_json, writable_folder, write_json
+from .processes import processes
+
+RESULT = "result.json"
+
+
+def run(
+    out: Path,
+    wanted: dict[str, Any],
+    steps: int,
+    build: Callable[[], PreTrainedModel],
+    make_trainer: Callable[[PreTrainedModel], Trainer],
+    report: Callable[[Trainer], dict[str, Any]],
+) -> dict[str, Any]:
+    """Train what `build` gives for so many steps, and leave what `report` says as `result.json`
+    and the best model in `out`.
+
+    `wanted` says what runs, its "recipe" and its "seed" among it. A run that finished before is not
+    run again; one that was killed goes on from its last whole checkpoint. Raises ValueError where
+    `out` holds a run of something else.
+    """
+    every = processes()
+    if every.is_main_process:
+        _claim(out, wanted)
+    every.wait_for_everyone()
+    if (out / RESULT).is_file():
+        if every.is_main_process:
+            print(f"{out / RESULT} is there: the run is finished", flush=True)
+        finished: dict[str, Any] = read_json(out / RESULT)
+        return finished
+    with _storing(out):
+        trainer = _trained(out, wanted["seed"], steps, build, make_trainer)
+    result = report(trainer)
+    with _storing(out):
+        trainer.save_model(str(out / "model"))
+    every.wait_for_everyone()
+    if every.is_main_process:
+        write_json(out / RESULT, result)
+        for checkpoint in out.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+    return result
+
+
+def check_run(out: Path, seed: int) -> None:
+    """The seed is one, and the folder can be written to."""
+    if seed < 0:
+        raise ValueError(f"the seed is {seed}: it must be at least 0")
+    writable_folder(out)
+
+
+@contextmanager
+def _storing(out: Path) -> Iterator[None]:
+    """Turns the errors of safetensors' and torch's files, on a full disk above all, to OSError."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise OSError(f"cannot store or read {out} ({reason}): is the disk full?") from error
+
+
+def _claim(out: Path, wanted: dict[str, Any]) -> None:
+    """Mark the folder with what runs in it; refuse one that holds work on something else."""
+    mark = out / "run.json"
+    wanted = json.loads(json.dumps(wanted))
+    if mark.is_file() and ((out / RESULT).is_file() or last_checkpoint(out)):
+        held = read_json(mark)
+        differing = [
+            *(key for key in wanted if held.get(key) != wanted[key] and key != "recipe"),
+            *(key for key in wanted["recipe"] if held["recipe"].get(key) != wanted["recipe"][key]),
+        ]
+        if differing:
+            raise ValueError(
+                f"{out} holds a run with another {' and '.join(differing)}: "
+                "choose another --out, or delete it"
+            )
+    else:
+        write_json(mark, wanted)
+
+
+def _trained(
+    out: Path,
+    seed: int,
+    steps: int,
+    build: Callable[[], PreTrainedModel],
+    make_trainer: Callable[[PreTrainedModel], Trainer],
+) -> Trainer:
+    """A trainer at the end of training, with the best model: from the start, from the last
+    checkpoint, or, where that is the end already, without another step."""
+    set_seed(seed)
+    model = build()
+    checkpoint = last_checkpoint(out)
+    if checkpoint is not None:
+        kept = str(checkpoint / "trainer_state.json")
+        state = TrainerState.load_from_json(kept)
+        if state.best_model_checkpoint is not None:  # the folder may have been moved
+            state.best_model_checkpoint = str(out / Path(state.best_model_checkpoint).name)
+            if processes().is_main_process:
+                state.save_to_json(kept)
+            processes().wait_for_everyone()
+        if state.global_step >= steps:
+            assert state.best_model_checkpoint is not None
+            trainer = make_trainer(type(model).from_pretrained(state.best_model_checkpoint))
+            trainer.state = state
+            return trainer
+    trainer = make_trainer(model)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    return trainer
+
+
+def last_checkpoint(out: Path) -> Path | None:
+    """The newest checkpoint that was written to its end: Trainer writes its state last."""
+    whole = []
+    for state in out.glob("checkpoint-*/trainer_state.json"):
+        try:
+            whole.append((int(json.loads(state.read_text())["global_step"]), state.parent))
+        except (ValueError, KeyError):
+            continue
+    return max(whole)[1] if whole else None
+
+
+class StopOnNaN(TrainerCallback):
+    """A loss that is no number, in training or in evaluation, ends the run where it is logged."""
+
+    losses = (
+        ("training", "loss"),
+        ("validation", "eval_loss"),
+        ("validation", "eval_cross_entropy"),
+        ("test", "test_loss"),
+        ("test", "test_cross_entropy"),
+    )
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        logs = kwargs.get("logs") or {}
+        for of, name in self.losses:
+            if not math.isfinite(float(logs.get(name, 0.0))):
+                raise FloatingPointError(
+                    f"the {of} loss is {logs[name]} at step {state.global_step}: "
+                    "lower --learning-rate or raise --warmup-steps"
+                )
