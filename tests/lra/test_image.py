@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from leapformer.tasks.lra import image
-from leapformer.tasks.lra.source import Source
+from leapformer.tasks.source import Source
 
 BATCH = 12
 BATCHES = [f"data_batch_{i}" for i in range(1, 6)]

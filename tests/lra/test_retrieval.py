@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leapformer.tasks.lra import retrieval
-from leapformer.tasks.lra.source import Source
+from leapformer.tasks.source import Source
 
 FILES = {"train": "train", "validation": "eval", "test": "test"}
 LABELS = {"0": 0, "0.0": 0, "1": 1, "1.0": 1}

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from leapformer.tasks.files import json_splits
 from leapformer.tasks.lra import text
 from leapformer.tasks.lra.data import prepare
-from leapformer.tasks.lra.files import json_splits
-from leapformer.tasks.lra.source import Source
+from leapformer.tasks.source import Source
 
 PER_CLASS = 3
 LEAVES = [(split, name) for split in ("train", "test") for name in ("neg", "pos")]

@@ -22,9 +22,9 @@ from ... import plots
 from ...ops.checks import known
 from ...results import read_json, writable_folder, write_json
 from ..processes import processes
+from ..source import Example
 from . import listops, pathfinder
 from .recipes import Recipe
-from .source import Example
 from .tasks import TASKS, Task
 
 COLUMNS = ("input_ids", "second_ids")

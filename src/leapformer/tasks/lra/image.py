@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .files import SPLITS, Layout, entries, files, recognise
-from .source import Example, Source
+from ..files import SPLITS, Layout, entries, files, recognise
+from ..source import Example, Source
 
 CLASSES = 10
 BATCH = 10_000

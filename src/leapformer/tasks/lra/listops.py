@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from .source import Example, Source
+from ..source import Example, Source
 
 PAD = "<pad>"
 OPERATORS = ("[MIN", "[MAX", "[MED", "[SM")

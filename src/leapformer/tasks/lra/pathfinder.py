@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from ..source import Example, Source
 from .curves import BARREN, FAR, Curves, CurveShape, Points, Rows, grow, scatter
-from .source import Example, Source
 
 HARD = "curv_contour_length_14"
 _SIDE = 32  # of the release's pictures

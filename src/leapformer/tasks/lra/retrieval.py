@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import SPLITS, Layout, Row, json_layout, json_lines, lines, recognise
-from .source import Example, Source
+from ..files import SPLITS, Layout, Row, json_layout, json_lines, lines, recognise
+from ..source import Example, Source
 
 OFFICIAL = {"train": 147_086, "validation": 18_090, "test": 17_437}
 """Pairs in Long-Range Arena's release (the AAN corpus, Radev et al. 2013)."""

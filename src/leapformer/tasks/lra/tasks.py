@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..source import Source
 from . import image, listops, pathfinder, retrieval, text
-from .source import Source
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from .files import Layout, Row, files, json_layout, recognise
-from .source import Example, Source
+from ..files import Layout, Row, files, json_layout, recognise
+from ..source import Example, Source
 
 PER_CLASS = 12_500
 """Reviews of a class in a split of the published data set."""

@@ -2,9 +2,19 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 Example = tuple[tuple[bytes, ...], int]
-"""The sequences of an example (one, or two for a pair), a token id a byte, and its label."""
+"""Of the arena: the sequences of an example (one, or two for a pair), a token id a byte, and its
+label. A language model's examples are `Document`s."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text and where it comes from."""
+
+    name: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -21,5 +31,5 @@ class Source:
     """
 
     layout: str
-    splits: dict[str, Callable[[], Iterator[Example]]]
+    splits: dict[str, Callable[[], Iterator[Any]]]
     official: dict[str, int] | None = None
