@@ -46,6 +46,7 @@ class LeaPformerForCausalLM(LeaPformerPreTrainedModel, GenerationMixin):
                 tied[f"lm_head.tail.{b}.0.weight"] = f"{source}.bands.{b}.up.weight"
                 tied[f"lm_head.tail.{b}.1.weight"] = f"{source}.bands.{b}.vectors.weight"
         self._tied_weights_keys = tied
+        self._keys_to_ignore_on_save = list(tied) if config.tie_word_embeddings else None
         self.post_init()
 
     @classmethod
@@ -119,6 +120,16 @@ class LeaPformerForCausalLM(LeaPformerPreTrainedModel, GenerationMixin):
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
         )
+
+    def token_losses(self, input_ids: Tensor) -> Tensor:
+        """-log p of each token [B, N] but the first, in nats: float32 [B, N - 1]."""
+        hidden = self.model(input_ids, use_cache=False).last_hidden_state[:, :-1]
+        targets = input_ids[:, 1:]
+        if isinstance(self.lm_head, nn.AdaptiveLogSoftmaxWithLoss):
+            scores = self.lm_head(hidden.flatten(0, 1), targets.flatten()).output
+            return -scores.view_as(targets).float()
+        logits = self.lm_head(hidden).float()
+        return nn.functional.cross_entropy(logits.mT, targets, reduction="none")
 
     def _adaptive_loss(self, hidden: Tensor, labels: Tensor, count: Tensor | int | None) -> Tensor:
         predicted = labels[:, 1:] != IGNORED

@@ -1,0 +1,100 @@
+"""Perplexity, with as much context as wanted, and how it holds at lengths never trained on."""
+
+import math
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ...models import LeaPformerForCausalLM
+from .data import Tokens
+
+
+@torch.inference_mode()
+def token_losses(
+    model: LeaPformerForCausalLM,
+    tokens: Tokens,
+    window: int,
+    context: int,
+    tokens_at_once: int = 2**14,
+) -> torch.Tensor:
+    """-log p of each token but the first, in nats: float64 [len(tokens) - 1], on the CPU.
+
+    Windows of `window` tokens move on by window - context: a token is scored where it first comes
+    up, so after `context` tokens at least, except in the first window. Raises ValueError where
+    there is nothing to score or the context leaves no room.
+    """
+    if not 0 <= context < window:
+        raise ValueError(f"context is {context}: expected 0 or more, below the window of {window}")
+    if len(tokens) < 2:
+        raise ValueError(f"the text has {len(tokens)} tokens: there is nothing to predict")
+    model.eval()
+    device = next(model.parameters()).device
+    step = window - max(context, 1)  # without context, a window still begins with what is known
+    ends = [*range(min(window, len(tokens)), len(tokens), step), len(tokens)]
+    losses = torch.zeros(len(tokens) - 1, dtype=torch.float64)
+    at_once, scored = max(1, tokens_at_once // window), 1
+    batches = [ends[i : i + at_once] for i in range(0, len(ends), at_once)]
+    for batch in tqdm(batches, desc=f"windows of {window}", unit="batch", leave=False):
+        starts = [max(0, end - window) for end in batch]
+        ids = torch.stack([torch.from_numpy(tokens[a : a + window]) for a in starts]).to(device)
+        found = model.token_losses(ids).double().cpu()
+        for row, start, end in zip(found, starts, batch, strict=True):
+            losses[scored - 1 : end - 1] = row[scored - 1 - start : end - 1 - start]
+            scored = end
+    return losses
+
+
+def measure(
+    model: LeaPformerForCausalLM, tokens: Tokens, window: int, context: int
+) -> dict[str, Any]:
+    """Loss and what follows from it: perplexity per token and per word, bits per byte of UTF-8.
+
+    The total over all tokens is divided by the tokens, the words between blanks, and the bytes, so
+    that models of different vocabularies can be compared.
+    """
+    losses = token_losses(model, tokens, window, context)
+    total = losses.sum().item()
+    return {
+        "window": window,
+        "context": context,
+        "tokens": len(losses),
+        "words": tokens.words,
+        "bytes": tokens.bytes,
+        "loss": total / len(losses),
+        "perplexity": _exp(total / len(losses)),
+        "word_perplexity": _exp(total / max(1, tokens.words)),
+        "bits_per_byte": total / math.log(2) / max(1, tokens.bytes),
+    }
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700 else math.inf
+
+
+def by_length(
+    model: LeaPformerForCausalLM, tokens: Tokens, lengths: list[int], rows: int
+) -> list[dict[str, Any]]:
+    """How well a token is predicted after ever more context: of each length the mean loss of the
+    tokens in the second half of windows that long, over at most `rows` windows.
+
+    A length that the model cannot read has an "error" instead.
+    """
+    found = []
+    for length in lengths:
+        windows = len(tokens) // length
+        record: dict[str, Any] = {"length": length, "windows": min(windows, rows)}
+        losses = []
+        try:
+            for i in torch.linspace(0, windows - 1, min(windows, rows)).long().tolist():
+                part = tokens[i * length : (i + 1) * length]
+                one = Tokens.join([part], 0, 0)
+                losses.append(token_losses(model, one, length, 0)[length // 2 :])
+            record["error"] = None if losses else f"the text is shorter than {length} tokens"
+        except ValueError as error:
+            losses, record["error"] = [], str(error)
+        if losses:
+            record["loss"] = torch.cat(losses).mean().item()
+            record["perplexity"] = _exp(record["loss"])
+        found.append(record)
+    return found

@@ -1,0 +1,88 @@
+"""Text that goes on: token by token, for as long as one likes, in the memory of the first one."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from transformers import (
+    LogitsProcessorList,
+    PreTrainedTokenizerFast,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from ...models import LeaPformerCache, LeaPformerForCausalLM
+from .data import encode, fingerprint
+
+
+def load_model(folder: Path) -> tuple[LeaPformerForCausalLM, PreTrainedTokenizerFast]:
+    """The model and the tokenizer that a run left.
+
+    Raises FileNotFoundError and ValueError for a folder that is none, for weights that are cut off
+    and for a tokenizer of another vocabulary.
+    """
+    folder = folder.expanduser()
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no model: give the folder `model` of a run")
+    fingerprint(folder)
+    try:
+        model = LeaPformerForCausalLM.from_pretrained(str(folder))
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"cannot read the model in {folder}: {reason}") from error
+    if len(tokenizer) != model.config.vocab_size:
+        raise ValueError(
+            f"{folder}: the tokenizer has {len(tokenizer)} tokens and the model "
+            f"{model.config.vocab_size}: they do not belong together"
+        )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device).eval(), tokenizer
+
+
+@torch.inference_mode()
+def go_on(
+    model: LeaPformerForCausalLM,
+    ids: list[int],
+    count: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> Iterator[int]:
+    """`count` tokens after `ids`, each drawn from what the model expects; temperature 0 takes the
+    likeliest. What is kept between tokens is one state a layer and does not grow.
+
+    Raises ValueError for an empty prompt and for options out of range.
+    """
+    if not ids:
+        raise ValueError("the prompt is empty: give at least one token")
+    if count < 0 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+        raise ValueError(
+            f"count {count}, temperature {temperature}, top_k {top_k}, top_p {top_p}: expected at "
+            "least 0 for the first three and a top_p in (0, 1]"
+        )
+    narrow = LogitsProcessorList()
+    if temperature not in (0, 1):
+        narrow.append(TemperatureLogitsWarper(float(temperature)))
+    if top_k:
+        narrow.append(TopKLogitsWarper(top_k))
+    if top_p < 1:
+        narrow.append(TopPLogitsWarper(top_p))
+    device = next(model.parameters()).device
+    chance, cache = torch.Generator(device).manual_seed(seed), LeaPformerCache()
+    new = torch.tensor([ids], device=device)
+    for _ in range(count):
+        logits = model(new, past_key_values=cache, logits_to_keep=1).logits[:, -1].float()
+        if temperature == 0:
+            new = logits.argmax(-1, keepdim=True)
+        else:
+            scores = narrow(new, logits)
+            new = torch.multinomial(scores.softmax(-1), 1, generator=chance)
+        yield int(new)
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
+    """The end of the document before, and the prompt."""
+    return [tokenizer.eos_token_id, *encode(tokenizer, prompt)]

@@ -1,0 +1,168 @@
+"""One run: one attention, one seed, one recipe, on transformers' Trainer."""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainingArguments
+
+from ...models import LeaPformerConfig, LeaPformerForCausalLM
+from ...results import signature
+from ...zoo import attention_class
+from ..processes import processes
+from ..runs import StopOnNaN, check_run, run
+from .data import Collator, Rows, Tokens, load
+from .evaluate import measure
+from .recipes import LMRecipe
+
+
+def build_model(
+    recipe: LMRecipe, attention: str, tokenizer: PreTrainedTokenizerFast
+) -> LeaPformerForCausalLM:
+    """The language model that the recipe describes, with this attention in it."""
+    known = attention_class(attention).options()
+    options = {"hidden": recipe.hidden, "features": recipe.features}
+    size = len(tokenizer)
+    cutoffs = [cutoff for cutoff in recipe.adaptive_cutoffs if cutoff < size]
+    config = LeaPformerConfig(
+        vocab_size=size,
+        hidden_size=recipe.hidden_size,
+        num_hidden_layers=recipe.num_hidden_layers,
+        num_attention_heads=recipe.num_attention_heads,
+        intermediate_size=recipe.intermediate_size,
+        attention=attention,
+        attention_options={name: value for name, value in options.items() if name in known},
+        max_position_embeddings=recipe.sequence_length,
+        position_embedding=recipe.position_embedding,
+        causal=True,
+        short_convolution=recipe.short_convolution,
+        adaptive_cutoffs=cutoffs or None,
+        tie_word_embeddings=recipe.tie_word_embeddings,
+        hidden_dropout_prob=recipe.dropout,
+        initializer_range=recipe.initializer_range,
+        pad_token_id=None,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return LeaPformerForCausalLM(config)
+
+
+def train(recipe: LMRecipe, attention: str, seed: int, out: Path, folder: Path) -> dict[str, Any]:
+    """Train on the tokens in `folder`, test, and leave `result.json` and the model, with its
+    tokenizer, in `out`.
+
+    A run that finished before is not run again; one that was killed goes on from its last whole
+    checkpoint, with the losses of an uninterrupted run. Raises ValueError where `out` holds a run
+    of something else.
+    """
+    check_run(out, seed)
+    splits, tokenizer, about = load(folder)
+    build_model(recipe, attention, tokenizer)
+    wanted = {
+        "task": "lm",
+        "attention": attention,
+        "seed": seed,
+        "recipe": dataclasses.asdict(recipe),
+        "data": about,
+    }
+
+    def report(trainer: Trainer) -> dict[str, Any]:
+        test = splits["test"].first(recipe.test_tokens)
+        window, context = recipe.sequence_length, recipe.context
+        if processes().is_main_process:
+            tokenizer.save_pretrained(str(out / "model"))
+        return {
+            "signature": signature(
+                **wanted, precision=recipe.precision, processes=processes().num_processes
+            ),
+            "test": measure(trainer.model, test, window, context),
+            "best_step": trainer.state.best_global_step,
+            "parameters": sum(p.numel() for p in trainer.model.parameters()),
+            "trained_tokens": recipe.steps * recipe.batch_size * recipe.sequence_length,
+            "curve": trainer.state.log_history,
+        }
+
+    return run(
+        out,
+        wanted,
+        recipe.steps,
+        partial(build_model, recipe, attention, tokenizer),
+        lambda model: make_trainer(recipe, model, splits, seed, out),
+        report,
+    )
+
+
+def make_trainer(
+    recipe: LMRecipe, model: PreTrainedModel, splits: dict[str, Tokens], seed: int, out: Path
+) -> Trainer:
+    """Cosine schedule with warm-up; evaluates and saves every so many steps.
+
+    Raises ValueError where the batch cannot be shared out among the processes.
+    """
+    shares = processes().num_processes
+    share = recipe.batch_size // shares
+    micro = min(recipe.micro_batch or share, share)
+    if recipe.batch_size % shares or share % micro:
+        raise ValueError(
+            f"a batch of {recipe.batch_size} cannot be shared by {shares} process(es) in parts of "
+            f"{micro}: change --batch-size or --micro-batch"
+        )
+    rows = Rows(splits["train"], recipe.sequence_length)
+    if len(rows) < recipe.batch_size:
+        raise ValueError(
+            f"a batch of {recipe.batch_size} is more than the {len(rows)} rows for training: give "
+            "a smaller --batch-size"
+        )
+    # Whole batches only: the same steps, however many processes share a batch.
+    whole = torch.utils.data.Subset(rows, range(len(rows) // recipe.batch_size * recipe.batch_size))
+    every = min(recipe.evaluate_every, recipe.steps)
+    arguments = TrainingArguments(
+        output_dir=str(out),
+        max_steps=recipe.steps,
+        per_device_train_batch_size=micro,
+        per_device_eval_batch_size=micro,
+        gradient_accumulation_steps=share // micro,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        remove_unused_columns=False,
+        prediction_loss_only=True,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=recipe.warmup_steps,
+        weight_decay=recipe.weight_decay,
+        adam_beta2=recipe.adam_beta2,
+        max_grad_norm=recipe.clip_norm,
+        bf16=recipe.precision == "bfloat16",
+        torch_compile=recipe.compile,
+        eval_strategy="steps",
+        eval_steps=every,
+        logging_steps=max(1, every // 10),
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="loss",
+        greater_is_better=False,
+        seed=seed,
+        data_seed=seed,
+        report_to="none",
+        use_cpu=not torch.cuda.is_available(),
+    )
+    nesterov = {
+        "lr": recipe.learning_rate,
+        "momentum": recipe.momentum,
+        "nesterov": True,
+        "weight_decay": recipe.weight_decay,
+    }
+    chosen = (torch.optim.SGD, nesterov) if recipe.optimizer == "nesterov" else None
+    return Trainer(
+        model,
+        arguments,
+        train_dataset=whole,
+        eval_dataset=Rows(splits["validation"], recipe.sequence_length, recipe.validation_rows),
+        data_collator=Collator(recipe),
+        optimizer_cls_and_kwargs=chosen,
+        callbacks=[StopOnNaN()],
+    )
