@@ -3,7 +3,7 @@
 import functools
 import json
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import matplotlib.image
 import pytest
@@ -103,7 +103,9 @@ def test_each_command_helps(capsys, name):
     with pytest.raises(SystemExit) as left:
         main([*name.split(), "--help"])
     assert left.value.code == 0
-    assert "--out" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    options = {field.name for field in fields(COMMANDS[name])} - {"recipe"}  # shown as its own
+    assert all(f"--{option.replace('_', '-')}" in said for option in options)
 
 
 def test_debug_shows_the_traceback(folder):

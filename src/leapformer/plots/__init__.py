@@ -1,6 +1,16 @@
 """Pictures from saved results. Reads plain values, imports no torch."""
 
 from .arena import arena, curves, quality_throughput, samples
+from .language import language_curves, language_lengths
 from .speed import attention_bench, profile
 
-__all__ = ["arena", "attention_bench", "curves", "profile", "quality_throughput", "samples"]
+__all__ = [
+    "arena",
+    "attention_bench",
+    "curves",
+    "language_curves",
+    "language_lengths",
+    "profile",
+    "quality_throughput",
+    "samples",
+]

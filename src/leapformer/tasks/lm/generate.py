@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import (
     LogitsProcessorList,
@@ -13,7 +14,8 @@ from transformers import (
 )
 
 from ...models import LeaPformerCache, LeaPformerForCausalLM
-from .data import encode, fingerprint
+from .corpus import text_of
+from .data import Tokens, encode, fingerprint, load
 
 
 def load_model(folder: Path) -> tuple[LeaPformerForCausalLM, PreTrainedTokenizerFast]:
@@ -81,6 +83,34 @@ def go_on(
             scores = narrow(new, logits)
             new = torch.multinomial(scores.softmax(-1), 1, generator=chance)
         yield int(new)
+
+
+def text_tokens(tokenizer: PreTrainedTokenizerFast, path: Path) -> Tokens:
+    """A text file as one document, behind the end of the one before."""
+    text = text_of(path)
+    ids = np.array(prompt_ids(tokenizer, text), np.int64)
+    return Tokens.join([ids], len(text.encode("utf-8")), len(text.split()))
+
+
+def load_text(
+    model: Path, tokenizer: PreTrainedTokenizerFast, text: Path | None, data: Path | None
+) -> Tokens:
+    """The tokens of a text file, or of the test split of prepared data.
+
+    Raises ValueError where not one of the two is given, and where the data were made with another
+    tokenizer than the model's.
+    """
+    if text is not None and data is None:
+        return text_tokens(tokenizer, text)
+    if data is None or text is not None:
+        raise ValueError("give either --text, a file, or --data, what lm prepare left")
+    splits, _, about = load(data)
+    if about["tokenizer"] != fingerprint(model):
+        raise ValueError(
+            f"{data} and {model} have different tokenizers: give the data that the model was "
+            "trained on, or --text"
+        )
+    return splits["test"]
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:

@@ -1,0 +1,72 @@
+"""Commands that time: `leapformer profile` and `leapformer bench attention`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .options import ALL, attentions
+
+
+@dataclass
+class BenchAttention:
+    """Time the op against torch's SDPA and the quadratic form."""
+
+    out: Path
+    """The JSON file; the picture is put beside it."""
+    lengths: list[int] = field(default_factory=lambda: [2**i for i in range(7, 13)])
+    threads: int = 1
+    rounds: int = 7
+    backend: str = "auto"
+
+    def __call__(self) -> None:
+        from ..bench.attention import run
+
+        result = run(self.out, self.lengths, self.threads, self.rounds, self.backend)
+        for record in result["lengths"]:
+            if record["contender"] == "leap":
+                print(
+                    f"{record['case']}, N={record['length']}, {record['pass']}: "
+                    f"{record['times_sdpa']['median']:.2f} times as fast as SDPA"
+                )
+        for record in result["decode"]:
+            if record["contender"] == "leap":
+                print(
+                    f"decoding after {record['context']}: "
+                    f"{1e6 * record['seconds']['median']:.0f} us, "
+                    f"{record['times_sdpa']['median']:.1f} times as fast as SDPA"
+                )
+        print(f"{self.out}\npicture: {self.out.with_suffix('.png')}")
+
+
+@dataclass
+class Profile:
+    """From which length does each attention pay? Time and memory of a layer and of a model."""
+
+    out: Path
+    """The JSON file; a table and a picture are put beside it."""
+    attentions: str = ALL
+    """Mechanisms of the zoo, separated by commas, or all."""
+    lengths: list[int] = field(default_factory=lambda: [2**i for i in range(6, 15)])
+    hidden_size: int = 128
+    heads: int = 2
+    batch: int = 1
+    rounds: int = 5
+    threads: int = 1
+    gibibytes: float = 8.0
+    """Leave out what would hold more memory than this."""
+
+    def __call__(self) -> None:
+        from ..bench.profile import run
+
+        run(
+            self.out,
+            attentions(self.attentions),
+            self.lengths,
+            self.hidden_size,
+            self.heads,
+            self.batch,
+            self.rounds,
+            self.threads,
+            self.gibibytes,
+        )
+        print(self.out.with_suffix(".md").read_text())
+        print(f"{self.out}\npicture: {self.out.with_suffix('.png')}")

@@ -1,0 +1,172 @@
+"""Language models that differ in attention alone: same parameters but for the attention's own, same
+tokens, same steps; then how well they predict, how far, and how fast they train."""
+
+import dataclasses
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ... import plots
+from ...results import markdown, read_json, signature, writable_folder, write_json
+from ...timing import peak_bytes, seconds, spread
+from ..processes import processes
+from .data import fingerprint, load
+from .evaluate import by_length, measure
+from .generate import load_model, text_tokens
+from .recipes import LMRecipe
+from .train import build_model, train
+
+LONGEST = 16
+"""The longest window of the length curve, in lengths of a training row."""
+
+
+def compare(
+    recipe: LMRecipe,
+    attentions: list[str],
+    seeds: list[int],
+    out: Path,
+    folder: Path,
+    also: list[Path],
+    rounds: int = 5,
+) -> list[dict[str, Any]]:
+    """Train every attention with every seed, measure them on the test split, on the texts `also`,
+    and after ever more context, then time them.
+
+    Leaves `results.json` (a record a run), `table.md`, `curves.png` and `lengths.png` in `out`.
+    Runs that finished before are kept and one that was killed goes on.
+    """
+    attentions, seeds = list(dict.fromkeys(attentions)), list(dict.fromkeys(seeds))
+    if not attentions or not seeds or rounds < 1:
+        raise ValueError("give at least one attention, one seed and one round of timing")
+    if min(seeds) < 0:
+        raise ValueError(f"seed {min(seeds)} is negative")
+    splits, tokenizer, _ = load(folder)
+    for attention in attentions:
+        build_model(recipe, attention, tokenizer)
+    texts = {path.name: text_tokens(tokenizer, path) for path in also}
+    writable_folder(out)
+
+    runs: list[dict[str, Any]] = []
+    total = len(seeds) * len(attentions)
+    for seed in seeds:
+        for attention in attentions:
+            place = out / "runs" / f"{attention}-{seed}"
+            if processes().is_main_process:
+                print(f"{len(runs) + 1} of {total}: {attention}, seed {seed}", flush=True)
+            run = train(recipe, attention, seed, place, folder)
+            if processes().is_main_process:
+                runs.append({**run, **_further(recipe, run, place, splits["test"], texts)})
+    if processes().is_main_process:
+        speeds = _speeds(recipe, attentions, tokenizer, rounds)
+        results = [{**run, "speed": speeds[run["signature"]["attention"]]} for run in runs]
+        write_json(out / "results.json", results)
+        (out / "table.md").write_text(table(results), encoding="utf-8")
+        plots.language_curves(results, out / "curves.png")
+        plots.language_lengths(results, out / "lengths.png")
+        runs = results
+    processes().wait_for_everyone()
+    return runs
+
+
+def _further(
+    recipe: LMRecipe, run: dict[str, Any], place: Path, test: Any, texts: dict[str, Any]
+) -> dict[str, Any]:
+    """What is measured of a finished model, kept beside it: other texts, and the length curve."""
+    kept = place / "further.json"
+    wanted = {"texts": sorted(texts), "model": fingerprint(place / "model")}
+    if kept.is_file() and (held := read_json(kept))["wanted"] == wanted:
+        return {key: held[key] for key in ("also", "by_length")}
+    model, _ = load_model(place / "model")
+    window = recipe.sequence_length
+    lengths = [window * 2**i for i in range(LONGEST.bit_length())]
+    found = {
+        "also": {
+            name: measure(model, tokens, window, recipe.context) for name, tokens in texts.items()
+        },
+        "by_length": by_length(model, test.first(recipe.test_tokens), lengths, 8),
+    }
+    write_json(kept, {"wanted": wanted, **found})
+    return found
+
+
+def _speeds(
+    recipe: LMRecipe, attentions: list[str], tokenizer: Any, rounds: int
+) -> dict[str, dict[str, Any]]:
+    """Training tokens a second of each attention, at the recipe's length and batch."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    shape = (recipe.micro_batch or recipe.batch_size, recipe.sequence_length)
+    ids = torch.randint(len(tokenizer), shape, device=device)
+
+    def step(attention: str) -> Any:
+        model = build_model(recipe, attention, tokenizer).to(device).train()
+        optimizer = torch.optim.AdamW(model.parameters())
+
+        def one() -> None:
+            with torch.autocast(device, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+                loss = model(ids, labels=ids).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return one
+
+    steps = {attention: step(attention) for attention in attentions}
+    taken = seconds(steps, rounds, label="training speed")
+    return {
+        attention: {
+            "tokens_per_second": spread([ids.numel() / t for t in taken[attention]]),
+            "peak_bytes": peak_bytes(steps[attention]),
+            "batch": shape[0],
+            "length": shape[1],
+            "signature": signature(recipe=dataclasses.asdict(recipe), rounds=rounds),
+        }
+        for attention in attentions
+    }
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Perplexities over the seeds, then speed and memory, an attention a row."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        groups.setdefault(result["signature"]["attention"], []).append(result)
+    first = results[0]
+    texts = list(first["also"])
+    head = ["attention", "perplexity", "a word", "bits a byte"]
+    head += [f"bits a byte, {name}" for name in texts]
+    head += ["parameters", "tokens/s in training", "MiB of a step"]
+    rows = []
+    for attention, group in groups.items():
+        speed = group[0]["speed"]
+        rows.append(
+            [
+                attention,
+                _over([run["test"]["perplexity"] for run in group], 2),
+                _over([run["test"]["word_perplexity"] for run in group], 1),
+                _over([run["test"]["bits_per_byte"] for run in group], 3),
+                *(
+                    _over([run["also"][name]["bits_per_byte"] for run in group], 3)
+                    for name in texts
+                ),
+                f"{group[0]['parameters']:,}",
+                f"{speed['tokens_per_second']['median']:,.0f}",
+                f"{speed['peak_bytes'] / 2**20:,.0f}",
+            ]
+        )
+    recipe, data = first["signature"]["recipe"], first["signature"]["data"]
+    machine = first["speed"]["signature"]["machine"]
+    note = (
+        f"{data['layout']}, {data['splits']['train']['tokens']:,} training tokens of "
+        f"{data['vocabulary']} ({data['vocab_size']:,}); preset {recipe['preset']}, "
+        f"{recipe['steps']} steps of {recipe['batch_size']} x {recipe['sequence_length']} tokens, "
+        f"{len(next(iter(groups.values())))} seed(s); test: {first['test']['tokens']:,} tokens in "
+        f"windows of {first['test']['window']}, at least {first['test']['context']} of context. "
+        f"{machine['gpu'] or machine['processor']}, {machine['threads']} thread(s)."
+    )
+    return markdown(head, rows) + f"\n{note}\n"
+
+
+def _over(values: list[float], digits: int) -> str:
+    mean = f"{statistics.mean(values):,.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
