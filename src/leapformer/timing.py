@@ -57,6 +57,17 @@ def seconds(
     return taken
 
 
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch use so many threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _settle() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -14,6 +14,7 @@ from .. import plots
 from ..ops import LeapState, choose_backend, leap_attention
 from ..results import signature, writable_folder, write_json
 from ..timing import seconds, spread
+from ..timing import threads as limited
 
 CONTEXTS = (1024, 8192, 32768)
 QUADRATIC_UP_TO = 2**24
@@ -50,9 +51,7 @@ def run(out: Path, lengths: list[int], threads: int, rounds: int, backend: str) 
     writable_folder(out.parent)
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with limited(threads):
         result = {
             "signature": signature(
                 bench="attention",
@@ -73,8 +72,6 @@ def run(out: Path, lengths: list[int], threads: int, rounds: int, backend: str) 
                 for record in _decode(CASES[0], context, rounds, backend, device)
             ],
         }
-    finally:
-        torch.set_num_threads(before)
     write_json(out, result)
     plots.attention_bench(result, out.with_suffix(".png"))
     return result

@@ -19,6 +19,7 @@ from ..layers import MultiHeadAttention
 from ..models import LeaPformerConfig, LeaPformerForSequenceClassification
 from ..results import markdown, signature, writable_folder, write_json
 from ..timing import peak_bytes, seconds, spread
+from ..timing import threads as limited
 from ..zoo import ATTENTIONS, attention_class
 
 BASELINE = "softmax"
@@ -54,10 +55,8 @@ def run(
     if hidden_size % heads:
         raise ValueError(f"a width of {hidden_size} cannot be shared by {heads} heads")
     writable_folder(out.parent)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     records: list[dict[str, Any]] = []
-    try:
+    with limited(threads):
         for length in lengths:
             for scope, visible in CASES:
                 fitting = [
@@ -100,8 +99,6 @@ def run(
             "tipping": tipping_points(records),
             "records": records,
         }
-    finally:
-        torch.set_num_threads(before)
     write_json(out, result)
     out.with_suffix(".md").write_text(table(result), encoding="utf-8")
     plots.profile(result, out.with_suffix(".png"))

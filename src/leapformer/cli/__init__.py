@@ -23,6 +23,7 @@ COMMANDS: dict[str, type] = {
     "lm compare": lm.Compare,
     "profile": bench.Profile,
     "bench attention": bench.BenchAttention,
+    "bench language": bench.BenchLanguage,
 }
 PARSERS: dict[type, Callable[[type, list[str], str], Callable[[], None]]] = {
     lra.Train: lra.with_task,

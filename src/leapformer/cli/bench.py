@@ -1,4 +1,4 @@
-"""Commands that time: `leapformer profile` and `leapformer bench attention`."""
+"""Commands that time: `leapformer profile`, `leapformer bench attention`, `bench language`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +34,47 @@ class BenchAttention:
                     f"{1e6 * record['seconds']['median']:.0f} us, "
                     f"{record['times_sdpa']['median']:.1f} times as fast as SDPA"
                 )
+        print(f"{self.out}\npicture: {self.out.with_suffix('.png')}")
+
+
+@dataclass
+class BenchLanguage:
+    """What a language model holds in training and, over ever longer texts, in generation."""
+
+    out: Path
+    """The JSON file; the picture is put beside it."""
+    attentions: str = "leap,softmax"
+    """Causal mechanisms of the zoo, separated by commas."""
+    lengths: list[int] = field(default_factory=lambda: [2**i for i in range(9, 15)])
+    """Of a training row."""
+    tokens: int = 100_000
+    """How long the generated text becomes."""
+    growing: int = 10_000
+    """How long where the state grows with it."""
+    rounds: int = 5
+    threads: int = 1
+
+    def __call__(self) -> None:
+        from ..bench.language import run
+
+        names = attentions(self.attentions)
+        result = run(
+            self.out,
+            names,
+            self.lengths,
+            self.tokens,
+            self.growing,
+            self.rounds,
+            self.threads,
+        )
+        for record in result["generation"]:
+            first, last = record["blocks"][0], record["blocks"][-1]
+            print(
+                f"{record['attention']}: {1e3 * first['seconds']:.2f} ms a token and "
+                f"{first['cache_bytes']:,} bytes after {first['tokens']:,} tokens, "
+                f"{1e3 * last['seconds']:.2f} ms and {last['cache_bytes']:,} bytes after "
+                f"{last['tokens']:,}"
+            )
         print(f"{self.out}\npicture: {self.out.with_suffix('.png')}")
 
 

@@ -1,13 +1,14 @@
 """Pictures from saved results. Reads plain values, imports no torch."""
 
 from .arena import arena, curves, quality_throughput, samples
-from .language import language_curves, language_lengths
+from .language import language_bench, language_curves, language_lengths
 from .speed import attention_bench, profile
 
 __all__ = [
     "arena",
     "attention_bench",
     "curves",
+    "language_bench",
     "language_curves",
     "language_lengths",
     "profile",

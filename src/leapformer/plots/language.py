@@ -68,3 +68,36 @@ def language_lengths(results: list[dict[str, Any]], path: Path) -> None:
     axes.grid(alpha=0.25)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, frameon=False)
     figure.savefig(path, dpi=150)
+
+
+def language_bench(bench: dict[str, Any], path: Path) -> None:
+    """Memory of a training step over its length; time a token and what the cache holds over the
+    length of the generated text. `bench` is that of `leapformer bench language`."""
+    names = bench["signature"]["recipe"]["attentions"]
+    sign = signs(names)
+    figure = Figure(figsize=(14.0, 4.2), layout="constrained")
+    training, clock, memory = figure.subplots(1, 3)
+    for name in names:
+        steps = [r for r in bench["training"] if r["attention"] == name]
+        look = sign[name] | {"markersize": 4, "linewidth": 1.2, "label": name}
+        training.plot(
+            [r["length"] for r in steps], [r["peak_bytes"] / 2**20 for r in steps], **look
+        )
+        blocks = next(r["blocks"] for r in bench["generation"] if r["attention"] == name)
+        tokens = [block["tokens"] for block in blocks]
+        look |= {"marker": ""}
+        clock.plot(tokens, [1e3 * block["seconds"] for block in blocks], **look)
+        memory.plot(tokens, [block["cache_bytes"] / 2**20 for block in blocks], **look)
+    training.set_ylabel("training step: memory (MiB)")
+    clock.set_ylabel("generation: ms a token")
+    memory.set_ylabel("generation: cache (MiB)")
+    training.set_xscale("log", base=2)
+    training.set_yscale("log", base=2)
+    clock.set_ylim(bottom=0)
+    for axes in (training, clock, memory):
+        axes.set_xlabel("length of the row" if axes is training else "tokens generated")
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=8)
+    training.yaxis.set_major_formatter(lambda y, _: f"{y:,g}")
+    figure.savefig(path, dpi=150)
