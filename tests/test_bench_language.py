@@ -1,6 +1,7 @@
 """What a language model holds: the figures and the picture of `leapformer bench language`."""
 
 import json
+from itertools import pairwise
 
 import matplotlib.image
 import pytest
@@ -34,7 +35,7 @@ def test_generation_is_flat_and_training_linear(made):
     for name in ("leap", "softmax"):
         peaks = [r["peak_bytes"] for r in result["training"] if r["attention"] == name]
         assert len(peaks) == 4
-        steps = [b - a for a, b in zip(peaks, peaks[1:], strict=False)]
+        steps = [b - a for a, b in pairwise(peaks)]
         assert 1.8 < steps[2] / steps[1] < 2.2  # as much again for twice as many tokens more
     assert "leap: " in said
     picture = matplotlib.image.imread(out.with_suffix(".png"))
