@@ -5,17 +5,25 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from leapformer.tasks.lm import data as lm
+from leapformer.tasks.lm.recipes import recipe
+from leapformer.tasks.lm.train import train
 from leapformer.tasks.lra.data import prepare
 
 README = Path(__file__).parent.parent / "README.md"
 SHORT = (
     "--steps 2 --evaluate-every 2 --train-examples 16 --validation-examples 4 "
     "--test-examples 4 --batch-size 4 --timing-batch 1 --data data"
+)
+SHORT_LM = (
+    "--steps 2 --evaluate-every 2 --sequence-length 16 --context 8 --hidden-size 16 "
+    "--num-hidden-layers 1 --test-tokens 50 --validation-rows 2"
 )
 BIN = Path(sys.executable).parent
 
@@ -50,6 +58,16 @@ CUT_SHORT = {
         *(str(BIN / words[0]), *words[1:], *SHORT.split(), "--rounds", "1"),
         *("--attentions", "leap,softmax", "--seeds", "0"),
     ],
+    "leapformer lm prepare": lambda words: [str(BIN / words[0]), *words[1:], "--vocab-size", "300"],
+    "leapformer lm train": lambda words: [str(BIN / words[0]), *words[1:], *SHORT_LM.split()],
+    "leapformer lm compare": lambda words: [
+        *(str(BIN / words[0]), *words[1:], *SHORT_LM.split(), "--rounds", "1")
+    ],
+    "leapformer lm generate": lambda words: [str(BIN / words[0]), *words[1:], "--tokens", "20"],
+    "leapformer bench language": lambda words: [
+        *(str(BIN / words[0]), *words[1:], "--lengths", "64", "--rounds", "1"),
+        *("--tokens", "1000", "--growing", "1000"),
+    ],
     "leapformer profile": lambda words: [
         *(str(BIN / words[0]), *words[1:], "--lengths", "16", "32", "--rounds", "1")
     ],
@@ -79,9 +97,26 @@ def fill(folder: Path) -> None:
     prepare("image", folder / "sources" / "image", folder / "data" / "image")
 
 
+def fill_novels(folder: Path, command: str) -> None:
+    """Put there what the commands of the language model read: novels, tokens, a trained model."""
+    (folder / "novels").mkdir()
+    for i in range(12):
+        (folder / "novels" / f"{i}.txt").write_text(f"It was a dark night, the {i}th. " * 20)
+    if "prepare" not in command:
+        lm.prepare(folder / "novels", folder / "data" / "novels", vocab_size=300)
+    if "generate" in command:
+        options = dict(word.split() for word in SHORT_LM[2:].split(" --"))
+        sizes = {name.replace("-", "_"): int(value) for name, value in options.items()}
+        out = folder / "results" / "leap_lm"
+        train(replace(recipe("quick"), **sizes), "leap", 0, out, folder / "data" / "novels")
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command(command, tmp_path):
-    fill(tmp_path)
+    if command.startswith("leapformer lm"):
+        fill_novels(tmp_path, command)
+    else:
+        fill(tmp_path)
     kind = next(start for start in CUT_SHORT if command.startswith(start))
     words = CUT_SHORT[kind](shlex.split(command))
     words = [word.replace("{out}", str(tmp_path / "demo")) for word in words]
@@ -92,6 +127,10 @@ def test_command(command, tmp_path):
         picture = re.search(r"picture: (\S+)", done.stdout)
         assert picture is not None
         assert (tmp_path / picture[1]).stat().st_size > 10_000
+    if command.startswith("leapformer lm compare"):
+        assert "| leap |" in done.stdout
+    if command.startswith("leapformer lm generate"):
+        assert "It was a dark" in done.stdout
 
 
 def test_every_kind_of_command_is_there():
