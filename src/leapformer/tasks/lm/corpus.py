@@ -3,12 +3,15 @@
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain, pairwise
 from pathlib import Path
 
-from ..files import SPLITS, Layout, entries, files, json_lines, json_splits, lines, recognise
+from ..files import SPLITS, Layout, files, json_lines, json_splits, lines, recognise
 from ..source import Document, Source
 
 _HEADING = re.compile(r" ?= [^=].* = ?")
+_MARK = "\ufeff"
+_EMPTY = "no text in it: fetch the file again, or leave it out"
 _WIKITEXT = {"train": "train", "validation": "valid", "test": "test"}
 
 
@@ -32,14 +35,14 @@ def read(source: Path) -> Source:
 
 
 def text_of(path: Path) -> str:
-    """The text of a file, without a byte-order mark. Raises ValueError for what is not UTF-8 and
-    for a file without text."""
+    """The text of a file, its line ends as \\n, without a byte-order mark. Raises ValueError for
+    what is not UTF-8 and for a file without text."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8").removeprefix(_MARK)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text (byte {error.start}): convert it") from None
     if not text.strip():
-        raise ValueError(f"{path}: no text in it")
+        raise ValueError(f"{path}: {_EMPTY}")
     return text
 
 
@@ -58,32 +61,37 @@ def _wikitext(suffix: str) -> Callable[[Path], Source | None]:
 
 
 def _articles(file: Path) -> Iterator[Document]:
-    """A file of WikiText, cut before each heading of the first level."""
-    name = file.name
+    """A file of WikiText, cut before each heading of the first level; blank lines surround one."""
+    name = ""
     held: list[str] = []
-    for place, line in lines(file):
-        if _HEADING.fullmatch(line) and any(each.strip() for each in held):
+    for (place, line), (_, after) in pairwise(chain(lines(file), [("", "")])):
+        if place == f"{file}:1":
+            line = line.removeprefix(_MARK)
+        alone = not (held and held[-1].strip()) and not after.strip()
+        if name and alone and _HEADING.fullmatch(line):
             yield Document(name, "\n".join(held) + "\n")
-            held = []
-        if not any(each.strip() for each in held):
+            name, held = "", []
+        if line.strip() and not name:
             name = place
         held.append(line)
-    if not any(each.strip() for each in held):
-        raise ValueError(f"{file}: no text in it")
+    if not name:
+        raise ValueError(f"{file}: {_EMPTY}")
     yield Document(name, "\n".join(held) + "\n")
 
 
 def _folder(source: Path) -> Source | None:
-    inside = {split: source / split for split in SPLITS if (source / split).is_dir()}
+    inside = {split: files(source / split, ".txt") for split in SPLITS if (source / split).is_dir()}
     flat = files(source, ".txt")
-    if not inside:
+    if not any(inside.values()):
         return Source("text files", {"train": partial(_texts, flat)}) if flat else None
-    if "train" not in inside:
-        raise FileNotFoundError(f"{source / 'train'} is missing")
+    missing = [split for split, held in {"train": [], **inside}.items() if not held]
+    if missing:
+        raise FileNotFoundError(f"{source / missing[0]}/*.txt is missing")
     if flat:
         raise ValueError(f"{source}: {flat[0].name} lies beside {'/, '.join(inside)}/: move it")
-    splits = {split: partial(_texts, files(folder, ".txt")) for split, folder in inside.items()}
-    return Source("text files by split", dict(splits))
+    return Source(
+        "text files by split", {split: partial(_texts, held) for split, held in inside.items()}
+    )
 
 
 def _texts(paths: list[Path]) -> Iterator[Document]:
@@ -92,13 +100,13 @@ def _texts(paths: list[Path]) -> Iterator[Document]:
 
 
 def _json(source: Path) -> Source | None:
-    named = [each for each in entries(source) if ".jsonl" in each.name]
-    if not named:
-        return None
     splits = {split: partial(_rows, file) for split, file in json_splits(source).items()}
     return Source("JSON lines", dict(splits)) if splits else None
 
 
 def _rows(file: Path) -> Iterator[Document]:
+    row = None
     for row in json_lines(file):
-        yield Document(row.place, row.string("text"))
+        yield Document(row.place, row.text("text").decode())
+    if row is None:
+        raise ValueError(f"{file}: no rows in it: fetch the file again, or leave it out")

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from datasets import Dataset, DatasetDict, load_from_disk
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
@@ -23,7 +23,7 @@ from ..files import SPLITS
 from ..source import Document
 from .corpus import read
 from .recipes import LMRecipe
-from .tokens import train_tokenizer
+from .tokens import pieces, train_tokenizer
 
 ABOUT, TOKENIZER = "about.json", "tokenizer"
 
@@ -48,11 +48,11 @@ def prepare(
     out = out.expanduser()
     if out.exists():
         raise FileExistsError(f"{out} is there already: delete it, or choose another --out")
+    writable_folder(out.parent)
     splits = _held_out(found.splits, held_out, seed)
     texts = (d.text for d in tqdm(splits["train"](), desc="tokenizer", unit="text", leave=False))
     tokenizer = train_tokenizer(vocabulary, texts, vocab_size)
 
-    writable_folder(out.parent)
     half = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     about: dict[str, Any] = {
         "layout": found.layout,
@@ -141,7 +141,9 @@ def _write_split(
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     """Token ids of a text, without an end."""
-    ids: list[int] = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+    ids: list[int] = []
+    for piece in pieces(text):
+        ids += tokenizer.backend_tokenizer.encode(piece, add_special_tokens=False).ids
     return ids
 
 
@@ -157,16 +159,16 @@ def load(folder: Path) -> tuple[dict[str, "Tokens"], PreTrainedTokenizerFast, di
         )
     about = read_json(folder / ABOUT)
     try:
-        data = load_from_disk(str(folder))
+        data, made = load_from_disk(str(folder)), about["splits"]
         splits = {name: Tokens.of(data[name]) for name in SPLITS}
-        made = {name: about["splits"][name]["tokens"] for name in SPLITS}
-        found = {name: len(tokens) for name, tokens in splits.items()}
+        found = {name: {**made[name], **tokens.counts()} for name, tokens in splits.items()}
         whole = found == made and fingerprint(folder / TOKENIZER) == about["tokenizer"]
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder / TOKENIZER))
+        whole = whole and len(tokenizer) == about["vocab_size"] and tokenizer.eos_token is not None
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder} is damaged ({error}): delete it and make it anew") from None
     if not whole:
         raise ValueError(f"{folder} is not as it was made: delete it and make it anew")
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder / TOKENIZER))
     return splits, tokenizer, about
 
 
@@ -177,54 +179,72 @@ class Tokens:
     Attributes:
         parts: the ids of each document, mapped from disk.
         starts: where each document begins, and the end of the last; int64 [documents + 1].
-        bytes: of the text in UTF-8.
-        words: between blanks.
+        sizes: of the text of each document bytes in UTF-8, and words between blanks; int64
+            [2, documents].
     """
 
     parts: list[NDArray[Any]]
     starts: NDArray[np.int64]
-    bytes: int
-    words: int
+    sizes: NDArray[np.int64]
 
     @staticmethod
     def of(data: Dataset) -> "Tokens":
         """The tokens of a split that `prepare` left."""
-        lists = data.data.column("input_ids").chunks
+        column = data.data.column
         parts = [
             chunk.values.to_numpy(zero_copy_only=True)[a:b]
-            for chunk in lists
+            for chunk in column("input_ids").chunks
             for a, b in pairwise(chunk.offsets.to_pylist())
         ]
-        return Tokens.join(parts, int(sum(data["bytes"])), int(sum(data["words"])))
+        return Tokens.join(parts, column("bytes").to_numpy(), column("words").to_numpy())
 
     @staticmethod
-    def join(parts: list[NDArray[Any]], count_bytes: int, count_words: int) -> "Tokens":
-        """Documents that are there already."""
+    def join(parts: list[NDArray[Any]], count_bytes: ArrayLike, count_words: ArrayLike) -> "Tokens":
+        """Documents that are there already, with the sizes of each."""
         starts = np.cumsum([0, *map(len, parts)])
-        return Tokens(parts, starts, count_bytes, count_words)
+        sizes = np.array([count_bytes, count_words], np.int64).reshape(2, len(parts))
+        return Tokens(parts, starts, sizes)
+
+    @property
+    def bytes(self) -> int:
+        """Of all texts, in UTF-8."""
+        return int(self.sizes[0].sum())
+
+    @property
+    def words(self) -> int:
+        """Of all texts, between blanks."""
+        return int(self.sizes[1].sum())
+
+    def counts(self) -> dict[str, int]:
+        """Documents, tokens, bytes and words."""
+        return {
+            "documents": len(self.parts),
+            "tokens": len(self),
+            "bytes": self.bytes,
+            "words": self.words,
+        }
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
     def __getitem__(self, place: slice) -> NDArray[np.int64]:
-        begin, stop, _ = place.indices(len(self))
+        begin, stop, step = place.indices(len(self))
+        if step != 1:
+            raise ValueError(f"the step is {step}: tokens are read one after the other")
         first = int(np.searchsorted(self.starts, begin, "right")) - 1
         found = []
         while begin < stop:
             start, end = self.starts[first], min(self.starts[first + 1], stop)
             found.append(self.parts[first][begin - start : end - start])
             begin, first = int(end), first + 1
-        return np.concatenate(found).astype(np.int64) if found else np.zeros(0, np.int64)
+        return np.concatenate([np.zeros(0, np.int64), *found])
 
     def first(self, count: int | None) -> "Tokens":
         """Whole documents from the start until there are `count` tokens; None for all."""
-        keep = len(self.parts)
-        if count is not None:
-            keep = min(int(np.searchsorted(self.starts, count)), keep)
-        if keep == len(self.parts):
+        if count is None:
             return self
-        share = self.starts[keep] / len(self)
-        return Tokens.join(self.parts[:keep], round(self.bytes * share), round(self.words * share))
+        keep = min(int(np.searchsorted(self.starts, count)), len(self.parts))
+        return Tokens.join(self.parts[:keep], *self.sizes[:, :keep])
 
 
 class Rows(torch.utils.data.Dataset[dict[str, Any]]):
@@ -242,7 +262,8 @@ class Rows(torch.utils.data.Dataset[dict[str, Any]]):
                 "--sequence-length, or more text"
             )
         self.tokens, self.length = tokens, length
-        self.chosen = np.linspace(0, whole, min(limit or whole, whole), False).astype(np.int64)
+        count = min(limit or whole, whole)
+        self.chosen = np.arange(count, dtype=np.int64) * whole // count
 
     def __len__(self) -> int:
         return len(self.chosen)
