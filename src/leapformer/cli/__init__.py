@@ -10,7 +10,7 @@ except ModuleNotFoundError as error:
     raise SystemExit(f"{error}; the command line needs it: pip install 'leapformer[lra]'") from None
 
 from ..ops.checks import known
-from . import bench, lm, lra
+from . import bench, lm, lra, probe
 
 COMMANDS: dict[str, type] = {
     "lra prepare": lra.Prepare,
@@ -21,6 +21,7 @@ COMMANDS: dict[str, type] = {
     "lm evaluate": lm.Evaluate,
     "lm generate": lm.Generate,
     "lm compare": lm.Compare,
+    "lm probe": probe.Probe,
     "profile": bench.Profile,
     "bench attention": bench.BenchAttention,
     "bench language": bench.BenchLanguage,
@@ -30,6 +31,7 @@ PARSERS: dict[type, Callable[[type, list[str], str], Callable[[], None]]] = {
     lra.Compare: lra.with_task,
     lm.Train: lm.with_preset,
     lm.Compare: lm.with_preset,
+    probe.Probe: probe.with_task,
 }
 """Of the commands that have a recipe; the rest are what tyro makes of them."""
 GROUPS = {"-h", "--help", *(name.split()[0] for name in COMMANDS if " " in name)}

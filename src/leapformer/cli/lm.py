@@ -92,16 +92,18 @@ class Evaluate:
     """A JSON file for the figures."""
 
     def __call__(self) -> None:
-        from ..results import signature, write_json
+        from ..results import signature, writable_folder, write_json
         from ..tasks.lm.evaluate import by_length, measure
         from ..tasks.lm.generate import load_model, load_text
 
+        if self.out is not None:
+            writable_folder(self.out.parent)
         model, tokenizer = load_model(self.model)
         tokens = load_text(self.model, tokenizer, self.text, self.data)
         lengths = numbers("--lengths", self.lengths) if self.lengths else []
+        curve = by_length(model, tokens, lengths, self.rows)
         found = measure(model, tokens, self.window, self.context)
         print(_said(found))
-        curve = by_length(model, tokens, lengths, self.rows)
         for record in curve:
             print(
                 f"  after {record['length'] // 2:,} to {record['length']:,} tokens: "
@@ -121,6 +123,7 @@ class Generate:
     prompt: str = ""
     """What the text begins with; "-" reads it from standard input."""
     tokens: int = 200
+    """At most; the text ends where the model ends the document."""
     temperature: float = 0.8
     """0 takes the likeliest token each time."""
     top_k: int = 0
@@ -130,20 +133,19 @@ class Generate:
     seed: int = 0
 
     def __call__(self) -> None:
-        import torch
-        from transformers import TextStreamer
-
-        from ..tasks.lm.generate import go_on, load_model, prompt_ids
+        from ..tasks.lm.generate import load_model, written
 
         model, tokenizer = load_model(self.model)
         prompt = sys.stdin.read() if self.prompt == "-" else self.prompt
-        ids = prompt_ids(tokenizer, prompt)
-        print(prompt, end="", flush=True)
-        streamer = TextStreamer(tokenizer)
-        options = (self.temperature, self.top_k, self.top_p, self.seed)
-        for token in go_on(model, ids, self.tokens, *options):
-            streamer.put(torch.tensor([token]))
-        streamer.end()
+        options = {
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "seed": self.seed,
+        }
+        for piece in written(model, tokenizer, prompt, self.tokens, **options):
+            print(piece, end="", flush=True)
+        print()
 
 
 @dataclass

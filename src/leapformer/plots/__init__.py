@@ -2,6 +2,7 @@
 
 from .arena import arena, curves, quality_throughput, samples
 from .language import language_bench, language_curves, language_lengths
+from .probe import probe
 from .speed import attention_bench, profile
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "language_bench",
     "language_curves",
     "language_lengths",
+    "probe",
     "profile",
     "quality_throughput",
     "samples",

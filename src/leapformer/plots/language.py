@@ -46,15 +46,15 @@ def language_lengths(results: list[dict[str, Any]], path: Path) -> None:
     axes = figure.subplots()
     for result in results:
         name = result["signature"]["attention"]
-        points = [(r["length"], r["loss"]) for r in result["by_length"] if "loss" in r]
+        read = [record for record in result["by_length"] if "loss" in record]
         shown = name not in axes.get_legend_handles_labels()[1]
-        if points:
-            axes.plot(
-                *zip(*points, strict=True),
-                label=name if shown else None,
-                linewidth=1,
-                **(sign[name] | {"markersize": 4}),
-            )
+        axes.plot(
+            [record["length"] for record in read],
+            [record["loss"] for record in read],
+            label=name if shown else None,
+            linewidth=1,
+            **(sign[name] | {"markersize": 4}),
+        )
     axes.axvline(
         results[0]["signature"]["recipe"]["sequence_length"],
         color="grey",

@@ -2,6 +2,7 @@
 tokens, same steps; then how well they predict, how far, and how fast they train."""
 
 import dataclasses
+import hashlib
 import statistics
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from ... import plots
 from ...results import markdown, read_json, signature, writable_folder, write_json
 from ...timing import peak_bytes, seconds, spread
 from ..processes import processes
-from .data import fingerprint, load
+from ..runs import RESULT
+from .data import load
 from .evaluate import by_length, measure
 from .generate import load_model, text_tokens
 from .recipes import LMRecipe
@@ -46,6 +48,8 @@ def compare(
     for attention in attentions:
         build_model(recipe, attention, tokenizer)
     texts = {path.name: text_tokens(tokenizer, path) for path in also}
+    if len(texts) < len(set(also)):
+        raise ValueError("two further texts have the same name: rename one")
     writable_folder(out)
 
     runs: list[dict[str, Any]] = []
@@ -65,7 +69,7 @@ def compare(
         (out / "table.md").write_text(table(results), encoding="utf-8")
         plots.language_curves(results, out / "curves.png")
         plots.language_lengths(results, out / "lengths.png")
-        runs = results
+        runs = read_json(out / "results.json")
     processes().wait_for_everyone()
     return runs
 
@@ -75,7 +79,13 @@ def _further(
 ) -> dict[str, Any]:
     """What is measured of a finished model, kept beside it: other texts, and the length curve."""
     kept = place / "further.json"
-    wanted = {"texts": sorted(texts), "model": fingerprint(place / "model")}
+    wanted = {
+        "run": _digest((place / RESULT).read_bytes()),
+        "texts": {
+            name: [_digest(tokens[:].tobytes()), tokens.bytes, tokens.words]
+            for name, tokens in texts.items()
+        },
+    }
     if kept.is_file() and (held := read_json(kept))["wanted"] == wanted:
         return {key: held[key] for key in ("also", "by_length")}
     model, _ = load_model(place / "model")
@@ -89,6 +99,10 @@ def _further(
     }
     write_json(kept, {"wanted": wanted, **found})
     return found
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _speeds(

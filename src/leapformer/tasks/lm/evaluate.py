@@ -7,7 +7,19 @@ import torch
 from tqdm import tqdm
 
 from ...models import LeaPformerForCausalLM
+from ...zoo import attention_class
 from .data import Tokens
+
+
+def check_length(model: LeaPformerForCausalLM, length: int) -> None:
+    """Raises ValueError where the model cannot read so many tokens. Ask first: on a GPU the device
+    finds out too late, and is lost to the process."""
+    config = model.config
+    fixed = attention_class(config.attention).traits.fixed_length
+    longest = config.max_position_embeddings
+    if length > longest and (fixed or config.position_embedding == "learned"):
+        what = config.attention if fixed else "a model with learned positions"
+        raise ValueError(f"{what} was made for at most {longest} tokens and cannot read {length}")
 
 
 @torch.inference_mode()
@@ -22,12 +34,15 @@ def token_losses(
 
     Windows of `window` tokens move on by window - context: a token is scored where it first comes
     up, so after `context` tokens at least, except in the first window. Raises ValueError where
-    there is nothing to score or the context leaves no room.
+    there is nothing to score, the context leaves no room, or the model cannot read the window.
     """
+    if window < 2:
+        raise ValueError(f"the window is {window}: expected at least 2 tokens, one to predict")
     if not 0 <= context < window:
         raise ValueError(f"context is {context}: expected 0 or more, below the window of {window}")
     if len(tokens) < 2:
         raise ValueError(f"the text has {len(tokens)} tokens: there is nothing to predict")
+    check_length(model, min(window, len(tokens)))
     model.eval()
     device = next(model.parameters()).device
     step = window - max(context, 1)  # without context, a window still begins with what is known
@@ -78,8 +93,11 @@ def by_length(
     """How well a token is predicted after ever more context: of each length the mean loss of the
     tokens in the second half of windows that long, over at most `rows` windows.
 
-    A length that the model cannot read has an "error" instead.
+    A length that the model cannot read, or longer than the text, has an "error" instead. Raises
+    ValueError for lengths below 2 and for no rows.
     """
+    if rows < 1 or min(lengths, default=2) < 2:
+        raise ValueError(f"lengths {lengths}, {rows} rows: expected at least 2 tokens and 1 row")
     found = []
     for length in lengths:
         windows = len(tokens) // length
@@ -89,7 +107,7 @@ def by_length(
             for i in torch.linspace(0, windows - 1, min(windows, rows)).long().tolist():
                 part = tokens[i * length : (i + 1) * length]
                 one = Tokens.join([part], 0, 0)
-                losses.append(token_losses(model, one, length, 0)[length // 2 :])
+                losses.append(token_losses(model, one, length, 0)[length // 2 - 1 :])
             record["error"] = None if losses else f"the text is shorter than {length} tokens"
         except ValueError as error:
             losses, record["error"] = [], str(error)

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from tokenizers.decoders import DecodeStream
 from transformers import (
     LogitsProcessorList,
     PreTrainedTokenizerFast,
@@ -16,6 +18,7 @@ from transformers import (
 from ...models import LeaPformerCache, LeaPformerForCausalLM
 from .corpus import text_of
 from .data import Tokens, encode, fingerprint, load
+from .evaluate import check_length
 
 
 def load_model(folder: Path) -> tuple[LeaPformerForCausalLM, PreTrainedTokenizerFast]:
@@ -43,7 +46,6 @@ def load_model(folder: Path) -> tuple[LeaPformerForCausalLM, PreTrainedTokenizer
     return model.to(device).eval(), tokenizer
 
 
-@torch.inference_mode()
 def go_on(
     model: LeaPformerForCausalLM,
     ids: list[int],
@@ -56,7 +58,8 @@ def go_on(
     """`count` tokens after `ids`, each drawn from what the model expects; temperature 0 takes the
     likeliest. What is kept between tokens is one state a layer and does not grow.
 
-    Raises ValueError for an empty prompt and for options out of range.
+    Raises ValueError at once for an empty prompt, options out of range, and more tokens than the
+    model can read.
     """
     if not ids:
         raise ValueError("the prompt is empty: give at least one token")
@@ -65,6 +68,7 @@ def go_on(
             f"count {count}, temperature {temperature}, top_k {top_k}, top_p {top_p}: expected at "
             "least 0 for the first three and a top_p in (0, 1]"
         )
+    check_length(model, len(ids) + count - 1)
     narrow = LogitsProcessorList()
     if temperature not in (0, 1):
         narrow.append(TemperatureLogitsWarper(float(temperature)))
@@ -72,17 +76,56 @@ def go_on(
         narrow.append(TopKLogitsWarper(top_k))
     if top_p < 1:
         narrow.append(TopPLogitsWarper(top_p))
+    return _drawn(model, ids, count, None if temperature == 0 else narrow, seed)
+
+
+@torch.inference_mode()
+def _drawn(
+    model: LeaPformerForCausalLM,
+    ids: list[int],
+    count: int,
+    narrow: LogitsProcessorList | None,
+    seed: int,
+) -> Iterator[int]:
+    """Tokens drawn from the narrowed probabilities, or, where `narrow` is None, the likeliest."""
     device = next(model.parameters()).device
     chance, cache = torch.Generator(device).manual_seed(seed), LeaPformerCache()
     new = torch.tensor([ids], device=device)
     for _ in range(count):
         logits = model(new, past_key_values=cache, logits_to_keep=1).logits[:, -1].float()
-        if temperature == 0:
+        if narrow is None:
             new = logits.argmax(-1, keepdim=True)
         else:
             scores = narrow(new, logits)
             new = torch.multinomial(scores.softmax(-1), 1, generator=chance)
         yield int(new)
+
+
+def written(
+    model: LeaPformerForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    prompt: str,
+    count: int,
+    **options: Any,
+) -> Iterator[str]:
+    """The prompt, and then up to `count` tokens more, as pieces of text; options are `go_on`'s.
+
+    At `<eos>` the document ends and so does the text, but in a vocabulary of words, where it ends
+    lines too, a new line begins. What is no whole character yet waits for the rest of it.
+    """
+    ids, end = encode(tokenizer, prompt), tokenizer.eos_token_id
+    tokens = go_on(model, prompt_ids(tokenizer, prompt), count, **options)
+    yield prompt
+    ends_lines = encode(tokenizer, "\n") == [end]
+    stream = DecodeStream([] if prompt[-1:].isspace() else ids)  # words: no second blank
+    for token in tokens:
+        if token != end:
+            yield stream.step(tokenizer.backend_tokenizer, token) or ""
+        elif ends_lines:
+            yield "\n"
+            stream = DecodeStream()
+        else:
+            return
 
 
 def text_tokens(tokenizer: PreTrainedTokenizerFast, path: Path) -> Tokens:

@@ -51,7 +51,7 @@ def build_model(
 
 def train(recipe: LMRecipe, attention: str, seed: int, out: Path, folder: Path) -> dict[str, Any]:
     """Train on the tokens in `folder`, test, and leave `result.json` and the model, with its
-    tokenizer, in `out`.
+    tokenizer, in `out`. Of several processes the first one alone tests and has the result.
 
     A run that finished before is not run again; one that was killed goes on from its last whole
     checkpoint, with the losses of an uninterrupted run. Raises ValueError where `out` holds a run
@@ -69,17 +69,19 @@ def train(recipe: LMRecipe, attention: str, seed: int, out: Path, folder: Path) 
     }
 
     def report(trainer: Trainer) -> dict[str, Any]:
+        if not processes().is_main_process:
+            return {}
+        tokenizer.save_pretrained(str(out / "model"))
+        best = trainer.state.best_model_checkpoint  # the trainer's model may be in shards
+        model = LeaPformerForCausalLM.from_pretrained(best).to(trainer.args.device)
         test = splits["test"].first(recipe.test_tokens)
-        window, context = recipe.sequence_length, recipe.context
-        if processes().is_main_process:
-            tokenizer.save_pretrained(str(out / "model"))
         return {
             "signature": signature(
                 **wanted, precision=recipe.precision, processes=processes().num_processes
             ),
-            "test": measure(trainer.model, test, window, context),
+            "test": measure(model, test, recipe.sequence_length, recipe.context),
             "best_step": trainer.state.best_global_step,
-            "parameters": sum(p.numel() for p in trainer.model.parameters()),
+            "parameters": model.num_parameters(),
             "trained_tokens": recipe.steps * recipe.batch_size * recipe.sequence_length,
             "curve": trainer.state.log_history,
         }
@@ -110,13 +112,14 @@ def make_trainer(
             f"{micro}: change --batch-size or --micro-batch"
         )
     rows = Rows(splits["train"], recipe.sequence_length)
+    held_out = Rows(splits["validation"], recipe.sequence_length, recipe.validation_rows)
     if len(rows) < recipe.batch_size:
         raise ValueError(
             f"a batch of {recipe.batch_size} is more than the {len(rows)} rows for training: give "
             "a smaller --batch-size"
         )
-    # Whole batches only: the same steps, however many processes share a batch.
-    whole = torch.utils.data.Subset(rows, range(len(rows) // recipe.batch_size * recipe.batch_size))
+    if recipe.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
     every = min(recipe.evaluate_every, recipe.steps)
     arguments = TrainingArguments(
         output_dir=str(out),
@@ -124,7 +127,6 @@ def make_trainer(
         per_device_train_batch_size=micro,
         per_device_eval_batch_size=micro,
         gradient_accumulation_steps=share // micro,
-        gradient_checkpointing=recipe.gradient_checkpointing,
         remove_unused_columns=False,
         prediction_loss_only=True,
         learning_rate=recipe.learning_rate,
@@ -160,9 +162,14 @@ def make_trainer(
     return Trainer(
         model,
         arguments,
-        train_dataset=whole,
-        eval_dataset=Rows(splits["validation"], recipe.sequence_length, recipe.validation_rows),
+        train_dataset=_whole(rows, recipe.batch_size),
+        eval_dataset=_whole(held_out, recipe.batch_size),
         data_collator=Collator(recipe),
         optimizer_cls_and_kwargs=chosen,
         callbacks=[StopOnNaN()],
     )
+
+
+def _whole(rows: Rows, batch: int) -> torch.utils.data.Subset[dict[str, Any]]:
+    """Whole batches, if there is one: the same ones, however many processes share them."""
+    return torch.utils.data.Subset(rows, range(len(rows) // batch * batch or len(rows)))
