@@ -126,8 +126,17 @@ def _trained(
             trainer.state = state
             return trainer
     trainer = make_trainer(model)
+    _whole_weights(trainer)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return trainer
+
+
+def _whole_weights(trainer: Trainer) -> None:
+    """Under FSDP, let checkpoints hold whole weights: shards are no model that can be loaded."""
+    if trainer.is_fsdp_enabled:
+        plugin = trainer.accelerator.state.fsdp_plugin
+        plugin.state_dict_config = plugin.optim_state_dict_config = None
+        plugin.set_state_dict_type("FULL_STATE_DICT")
 
 
 def last_checkpoint(out: Path) -> Path | None:
