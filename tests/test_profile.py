@@ -106,7 +106,7 @@ def test_the_table_and_the_picture_show_every_mechanism(profiled):
 def test_what_would_need_too_much_memory_is_left_out_from_there_on(tmp_path):
     lengths = [64, 128, 256, 512]
     out = tmp_path / "p.json"
-    result = run(out, ["kernelized"], lengths, 8, rounds=1, gibibytes=0.002, least=0.001)
+    result = run(out, ["kernelized"], lengths, 8, rounds=1, gibibytes=0.0012, least=0.001)
     found = {
         name: [
             r["length"]

@@ -582,7 +582,7 @@ def test_every_layout_is_prepared_from_the_command_line(
     (tmp_path / "source").mkdir()
     counts = write(tmp_path / "source", np.random.default_rng(0))
     line = ["lra", "prepare", "--task", task, "--source", tmp_path / "source"]
-    place = cli.DATA.expanduser() / task
+    place = cli.lra.DATA.expanduser() / task
     assert tmp_path in place.parents
     if layout in CUT:
         assert "give --partial" in fault(capsys, line)
@@ -597,7 +597,7 @@ def test_every_layout_is_prepared_from_the_command_line(
         assert f"  {name}: {count} examples, classes [" in said
         assert sum(about["splits"][name]["classes"]) == count
     wanted = {"validation_examples": 2, "test_examples": 2, "prepared": True, "max_length": 1024}
-    found, _ = load(replace(small(task), train_examples=None, **wanted), cli.DATA)
+    found, _ = load(replace(small(task), train_examples=None, **wanted), cli.lra.DATA)
     assert (len(found["validation"]), len(found["test"])) == (2, 2)
 
 

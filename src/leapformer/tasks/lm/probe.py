@@ -25,7 +25,7 @@ from ... import plots
 from ...models import LeaPformerCache, LeaPformerConfig, LeaPformerForCausalLM
 from ...models.language_model import IGNORED
 from ...ops.checks import known
-from ...results import markdown, signature, writable_folder, write_json
+from ...results import markdown, read_json, signature, writable_folder, write_json
 from ...zoo import attention_class
 from ..processes import processes
 from ..runs import StopOnNaN, check_run, run
@@ -377,6 +377,7 @@ def compare(
         write_json(out / "results.json", results)
         (out / "table.md").write_text(table(results), encoding="utf-8")
         plots.probe(results, out / "accuracy.png")
+        results = read_json(out / "results.json")
     processes().wait_for_everyone()
     return results
 
