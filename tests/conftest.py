@@ -1,5 +1,6 @@
 """What all tests share: one thread a worker, repeatable cases, and where the real data may be."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ settings.register_profile(
 )
 settings.load_profile("laws")
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of children: a thread in want of a core spins for minutes
 
 ROOT = Path(__file__).parent.parent
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from leapformer.tasks.lm.data import prepare
+from leapformer.tasks.lm.prepare import prepare
 from leapformer.tasks.lm.recipes import LMRecipe, recipe
 from leapformer.tasks.lm.train import train
 

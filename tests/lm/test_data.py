@@ -21,7 +21,8 @@ from transformers import PreTrainedTokenizerFast
 
 from leapformer.tasks.files import SPLITS
 from leapformer.tasks.lm import data
-from leapformer.tasks.lm.data import Collator, Rows, Tokens, load, prepare
+from leapformer.tasks.lm.data import Collator, Rows, Tokens, load
+from leapformer.tasks.lm.prepare import prepare
 from leapformer.tasks.lm.recipes import LMRecipe
 from leapformer.tasks.source import Document, Source
 

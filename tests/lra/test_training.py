@@ -252,5 +252,5 @@ def test_released_files_are_trained_on_and_signed(trees, tmp_path):
 
 
 def test_a_batch_larger_than_the_training_split_is_refused(tiny, folder, tmp_path):
-    with pytest.raises(ValueError, match="batch of 33 is more than the 32 examples"):
+    with pytest.raises(ValueError, match="batch of 33 is more than the 32 rows"):
         train(replace(tiny, batch_size=33), "leap", 0, tmp_path / "run", folder)

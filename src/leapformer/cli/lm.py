@@ -32,7 +32,7 @@ class Prepare:
     """Draws them."""
 
     def __call__(self) -> None:
-        from ..tasks.lm.data import prepare
+        from ..tasks.lm.prepare import prepare
 
         size = None if self.vocabulary == "bytes" else self.vocab_size
         about = prepare(self.source, self.out, self.vocabulary, size, self.held_out, self.seed)

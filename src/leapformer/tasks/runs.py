@@ -1,7 +1,6 @@
 """One run on transformers' Trainer: claimed, resumed after a kill, finished once."""
 
 import json
-import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,15 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import (
-    PreTrainedModel,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PreTrainedModel, Trainer, TrainerState, set_seed
 
 from ..results import read_json, writable_folder, write_json
 from .processes import processes
@@ -148,30 +139,3 @@ def last_checkpoint(out: Path) -> Path | None:
         except (ValueError, KeyError):
             continue
     return max(whole)[1] if whole else None
-
-
-class StopOnNaN(TrainerCallback):
-    """A loss that is no number, in training or in evaluation, ends the run where it is logged."""
-
-    losses = (
-        ("training", "loss"),
-        ("validation", "eval_loss"),
-        ("validation", "eval_cross_entropy"),
-        ("test", "test_loss"),
-        ("test", "test_cross_entropy"),
-    )
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
-        logs = kwargs.get("logs") or {}
-        for of, name in self.losses:
-            if not math.isfinite(float(logs.get(name, 0.0))):
-                raise FloatingPointError(
-                    f"the {of} loss is {logs[name]} at step {state.global_step}: "
-                    "lower --learning-rate or raise --warmup-steps"
-                )

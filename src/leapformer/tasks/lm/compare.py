@@ -3,7 +3,6 @@ tokens, same steps; then how well they predict, how far, and how fast they train
 
 import dataclasses
 import hashlib
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from ... import plots
 from ...results import markdown, read_json, signature, writable_folder, write_json
 from ...timing import peak_bytes, seconds, spread
+from ..comparison import check_grid, grouped, over_seeds, where
 from ..processes import processes
 from ..runs import RESULT
 from .data import load
@@ -39,11 +39,7 @@ def compare(
     Leaves `results.json` (a record a run), `table.md`, `curves.png` and `lengths.png` in `out`.
     Runs that finished before are kept and one that was killed goes on.
     """
-    attentions, seeds = list(dict.fromkeys(attentions)), list(dict.fromkeys(seeds))
-    if not attentions or not seeds or rounds < 1:
-        raise ValueError("give at least one attention, one seed and one round of timing")
-    if min(seeds) < 0:
-        raise ValueError(f"seed {min(seeds)} is negative")
+    attentions, seeds = check_grid(attentions, seeds, rounds)
     splits, tokenizer, _ = load(folder)
     for attention in attentions:
         build_model(recipe, attention, tokenizer)
@@ -142,10 +138,7 @@ def _speeds(
 
 def table(results: list[dict[str, Any]]) -> str:
     """Perplexities over the seeds, then speed and memory, an attention a row."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for result in results:
-        groups.setdefault(result["signature"]["attention"], []).append(result)
-    first = results[0]
+    groups, first = grouped(results), results[0]
     texts = list(first["also"])
     head = ["attention", "perplexity", "a word", "bits a byte"]
     head += [f"bits a byte, {name}" for name in texts]
@@ -156,11 +149,11 @@ def table(results: list[dict[str, Any]]) -> str:
         rows.append(
             [
                 attention,
-                _over([run["test"]["perplexity"] for run in group], 2),
-                _over([run["test"]["word_perplexity"] for run in group], 1),
-                _over([run["test"]["bits_per_byte"] for run in group], 3),
+                over_seeds([run["test"]["perplexity"] for run in group], 2),
+                over_seeds([run["test"]["word_perplexity"] for run in group], 1),
+                over_seeds([run["test"]["bits_per_byte"] for run in group], 3),
                 *(
-                    _over([run["also"][name]["bits_per_byte"] for run in group], 3)
+                    over_seeds([run["also"][name]["bits_per_byte"] for run in group], 3)
                     for name in texts
                 ),
                 f"{group[0]['parameters']:,}",
@@ -176,11 +169,6 @@ def table(results: list[dict[str, Any]]) -> str:
         f"{recipe['steps']} steps of {recipe['batch_size']} x {recipe['sequence_length']} tokens, "
         f"{len(next(iter(groups.values())))} seed(s); test: {first['test']['tokens']:,} tokens in "
         f"windows of {first['test']['window']}, at least {first['test']['context']} of context. "
-        f"{machine['gpu'] or machine['processor']}, {machine['threads']} thread(s)."
+        f"{where(machine)}."
     )
     return markdown(head, rows) + f"\n{note}\n"
-
-
-def _over(values: list[float], digits: int) -> str:
-    mean = f"{statistics.mean(values):,.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"

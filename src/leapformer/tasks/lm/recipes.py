@@ -1,10 +1,11 @@
 """Recipes of the language model: every number of a run, with its source beside it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 from ...ops.checks import known
+from ..recipes import check_numbers
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,9 @@ class LMRecipe:
     least stand before each that is scored."""
 
     def __post_init__(self) -> None:
-        may_be_zero = ("short_convolution", "dropout", "weight_decay", "warmup_steps", "context")
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                least = "at least 0" if item.name in may_be_zero else "positive"
-                if value < 0 or (value == 0 and least == "positive"):
-                    raise ValueError(f"{item.name} is {value}: it must be {least}")
+        check_numbers(
+            self, ("short_convolution", "dropout", "weight_decay", "warmup_steps", "context")
+        )
         if self.context >= self.sequence_length:
             raise ValueError(
                 f"context is {self.context}: it must leave room in windows of "

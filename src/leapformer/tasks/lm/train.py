@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer
 
 from ...models import LeaPformerConfig, LeaPformerForCausalLM
 from ...results import signature
-from ...zoo import attention_class
 from ..processes import processes
-from ..runs import StopOnNaN, check_run, run
+from ..recipes import options_of
+from ..runs import check_run, run
+from ..training import StopOnNaN, arguments
 from .data import Collator, Rows, Tokens, load
 from .evaluate import measure
 from .recipes import LMRecipe
@@ -22,7 +23,6 @@ def build_model(
     recipe: LMRecipe, attention: str, tokenizer: PreTrainedTokenizerFast
 ) -> LeaPformerForCausalLM:
     """The language model that the recipe describes, with this attention in it."""
-    known = attention_class(attention).options()
     options = {"hidden": recipe.hidden, "features": recipe.features}
     size = len(tokenizer)
     cutoffs = [cutoff for cutoff in recipe.adaptive_cutoffs if cutoff < size]
@@ -33,7 +33,7 @@ def build_model(
         num_attention_heads=recipe.num_attention_heads,
         intermediate_size=recipe.intermediate_size,
         attention=attention,
-        attention_options={name: value for name, value in options.items() if name in known},
+        attention_options=options_of(attention, options),
         max_position_embeddings=recipe.sequence_length,
         position_embedding=recipe.position_embedding,
         causal=True,
@@ -99,58 +99,22 @@ def train(recipe: LMRecipe, attention: str, seed: int, out: Path, folder: Path) 
 def make_trainer(
     recipe: LMRecipe, model: PreTrainedModel, splits: dict[str, Tokens], seed: int, out: Path
 ) -> Trainer:
-    """Cosine schedule with warm-up; evaluates and saves every so many steps.
-
-    Raises ValueError where the batch cannot be shared out among the processes.
-    """
-    shares = processes().num_processes
-    share = recipe.batch_size // shares
-    micro = min(recipe.micro_batch or share, share)
-    if recipe.batch_size % shares or share % micro:
-        raise ValueError(
-            f"a batch of {recipe.batch_size} cannot be shared by {shares} process(es) in parts of "
-            f"{micro}: change --batch-size or --micro-batch"
-        )
+    """Cosine schedule with warm-up, clipped norm. Raises ValueError as `arguments` does."""
     rows = Rows(splits["train"], recipe.sequence_length)
     held_out = Rows(splits["validation"], recipe.sequence_length, recipe.validation_rows)
-    if len(rows) < recipe.batch_size:
-        raise ValueError(
-            f"a batch of {recipe.batch_size} is more than the {len(rows)} rows for training: give "
-            "a smaller --batch-size"
-        )
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    every = min(recipe.evaluate_every, recipe.steps)
-    arguments = TrainingArguments(
-        output_dir=str(out),
-        max_steps=recipe.steps,
-        per_device_train_batch_size=micro,
-        per_device_eval_batch_size=micro,
-        gradient_accumulation_steps=share // micro,
-        remove_unused_columns=False,
+    settings = arguments(
+        recipe,
+        seed,
+        out,
+        len(rows),
+        recipe.micro_batch,
         prediction_loss_only=True,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=recipe.warmup_steps,
-        weight_decay=recipe.weight_decay,
         adam_beta2=recipe.adam_beta2,
         max_grad_norm=recipe.clip_norm,
         bf16=recipe.precision == "bfloat16",
         torch_compile=recipe.compile,
-        eval_strategy="steps",
-        eval_steps=every,
-        logging_steps=max(1, every // 10),
-        logging_nan_inf_filter=False,
-        save_strategy="steps",
-        save_steps=every,
-        save_total_limit=2,
-        load_best_model_at_end=True,
-        metric_for_best_model="loss",
-        greater_is_better=False,
-        seed=seed,
-        data_seed=seed,
-        report_to="none",
-        use_cpu=not torch.cuda.is_available(),
     )
     nesterov = {
         "lr": recipe.learning_rate,
@@ -161,7 +125,7 @@ def make_trainer(
     chosen = (torch.optim.SGD, nesterov) if recipe.optimizer == "nesterov" else None
     return Trainer(
         model,
-        arguments,
+        settings,
         train_dataset=_whole(rows, recipe.batch_size),
         eval_dataset=_whole(held_out, recipe.batch_size),
         data_collator=Collator(recipe),

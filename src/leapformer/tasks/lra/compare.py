@@ -10,6 +10,7 @@ from datasets import DatasetDict
 
 from ... import plots
 from ...results import read_json, signature, writable_folder, write_json
+from ..comparison import check_grid
 from ..processes import processes
 from . import tables
 from .data import lengths, load
@@ -40,11 +41,7 @@ def compare(
     A run whose loss is no number is left out, the rest goes on, and FloatingPointError names it at
     the end.
     """
-    attentions, seeds = list(dict.fromkeys(attentions)), list(dict.fromkeys(seeds))
-    if not attentions or not seeds or rounds < 1:
-        raise ValueError("give at least one attention, one seed and one round of timing")
-    if min(seeds) < 0:
-        raise ValueError(f"seed {min(seeds)} is negative")
+    attentions, seeds = check_grid(attentions, seeds, rounds)
     for recipe in recipes:
         for attention in attentions:
             build_model(recipe, attention)

@@ -7,10 +7,11 @@ suit few steps.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ...ops.checks import known
+from ..recipes import check_numbers
 from .curves import CurveShape
 from .listops import TreeShape
 
@@ -91,13 +92,7 @@ class Recipe:
     """Examples a step where throughput and memory are measured."""
 
     def __post_init__(self) -> None:
-        may_be_zero = ("data_seed", "warmup_steps", "dropout", "weight_decay")
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                least = "at least 0" if item.name in may_be_zero else "positive"
-                if value < 0 or (value == 0 and least == "positive"):
-                    raise ValueError(f"{item.name} is {value}: it must be {least}")
+        check_numbers(self, ("data_seed", "warmup_steps", "dropout", "weight_decay"))
 
 
 PAPER = Budget(hidden=16)

@@ -5,21 +5,14 @@ import statistics
 from typing import Any
 
 from ...results import markdown
+from ..comparison import grouped, over_seeds, where
 
 BASELINE = "softmax"
 
 
-def grouped(results: list[dict[str, Any]], key: str) -> dict[str, list[dict[str, Any]]]:
-    """Runs by an entry of their signature, in order of appearance."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for result in results:
-        groups.setdefault(result["signature"][key], []).append(result)
-    return groups
-
-
 def table(results: list[dict[str, Any]]) -> str:
     """One task: accuracy over the seeds, then speed and memory by length."""
-    groups, first = grouped(results, "attention"), results[0]
+    groups, first = grouped(results), results[0]
     head = ["attention", "test accuracy", "over majority", "parameters"]
     for length in [speed["length"] for speed in first["speed"]]:
         head += [f"train seq/s at {length}", f"infer seq/s at {length}", f"train MiB at {length}"]
@@ -28,7 +21,7 @@ def table(results: list[dict[str, Any]]) -> str:
         accuracies = [100 * run["accuracy"] for run in group]
         row = [
             attention,
-            _spread(accuracies, " %"),
+            over_seeds(accuracies, unit=" %"),
             f"{statistics.mean(accuracies) - 100 * first['majority']:+.1f} points",
             f"{group[0]['parameters']:,}",
         ]
@@ -48,8 +41,7 @@ def table(results: list[dict[str, Any]]) -> str:
         f"{len(next(iter(groups.values())))} seed(s); always answering the most frequent class "
         f"scores {100 * first['majority']:.1f} %. Rates: median (range) over rounds in which all "
         f"attentions take turns, batch {first['speed'][0]['batch']}; memory: what a training step "
-        f"holds beyond the parameters. {machine['gpu'] or machine['processor']}, "
-        f"{machine['threads']} thread(s)."
+        f"holds beyond the parameters. {where(machine)}."
     )
     return markdown(head, rows) + f"\n{note}\n"
 
@@ -62,8 +54,8 @@ def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
 
     Averages are over the seeds that finished on every task; attentions without one have none.
     """
-    tasks = {task: grouped(runs, "attention") for task, runs in grouped(results, "task").items()}
-    attentions = list(grouped(results, "attention"))
+    tasks = {task: grouped(runs) for task, runs in grouped(results, "task").items()}
+    attentions = list(grouped(results))
     baseline = BASELINE if BASELINE in attentions else attentions[0]
     rows = []
     for attention in attentions:
@@ -132,14 +124,16 @@ def summary_table(summary: dict[str, Any]) -> str:
     rows = []
     for row in sorted(summary["attentions"], key=lambda r: -statistics.mean(r["average"] or [0])):
         cells = [
-            _spread(list(row["accuracy"][task].values())) if task in row["accuracy"] else "diverged"
+            over_seeds(list(row["accuracy"][task].values()))
+            if task in row["accuracy"]
+            else "diverged"
             for task in tasks
         ]
         rates = [
             f"{ratio['mean']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})" if ratio else "-"
             for ratio in (row["train_rate"], row["infer_rate"], row["train_memory"])
         ]
-        average = f"**{_spread(row['average'])}**" if row["average"] else "-"
+        average = f"**{over_seeds(row['average'])}**" if row["average"] else "-"
         rows.append([row["attention"], *cells, average, *rates])
     frequent = [f"{summary['majority'][task]:.1f}" for task in tasks]
     mean = statistics.mean(summary["majority"].values())
@@ -151,7 +145,7 @@ def summary_table(summary: dict[str, Any]) -> str:
         f"Test accuracy in %, preset {recipe['preset']}: mean ± deviation over {seeds} seed(s). "
         f"Throughput and memory of the model at the arena's lengths ({lengths}): geometric mean "
         f"(range) over the tasks of the ratio to {baseline}. "
-        f"{machine['gpu'] or machine['processor']}, {machine['threads']} thread(s)."
+        f"{where(machine)}."
     )
     return markdown(head, rows) + f"\n{note}\n"
 
@@ -159,11 +153,6 @@ def summary_table(summary: dict[str, Any]) -> str:
 def _arena(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """The speed of an attention at the length that its task has in the arena."""
     return next(speed for speed in runs[0]["speed"] if speed["arena"])
-
-
-def _spread(values: list[float], unit: str = "") -> str:
-    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{unit}{deviation}"
 
 
 def _geometric(ratios: list[float]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from ...ops import choose_backend
 from ...results import signature
 from ...zoo import LinearAttention, attention_class
 from ..processes import processes
+from ..recipes import options_of
 from ..runs import check_run, run
 from .data import load, majority
 from .recipes import Recipe
@@ -23,8 +24,6 @@ from .trainer import make_trainer
 def build_model(recipe: Recipe, attention: str) -> LeaPformerForSequenceClassification:
     """The classifier that the recipe describes, with this attention in it."""
     task = TASKS[recipe.task]
-    known = attention_class(attention).options()
-    budget = dataclasses.asdict(recipe.budget)
     config = LeaPformerConfig(
         vocab_size=task.vocab_size,
         hidden_size=recipe.hidden_size,
@@ -32,7 +31,7 @@ def build_model(recipe: Recipe, attention: str) -> LeaPformerForSequenceClassifi
         num_attention_heads=recipe.num_attention_heads,
         intermediate_size=recipe.intermediate_size,
         attention=attention,
-        attention_options={name: value for name, value in budget.items() if name in known},
+        attention_options=options_of(attention, dataclasses.asdict(recipe.budget)),
         max_position_embeddings=recipe.max_length,
         position_embedding=recipe.position_embedding,
         hidden_dropout_prob=recipe.dropout,

@@ -15,8 +15,7 @@ from transformers import (
 )
 
 from ...models import LeaPformerForSequenceClassification
-from ..processes import processes
-from ..runs import StopOnNaN
+from ..training import StopOnNaN, arguments
 from .data import Collator
 from .recipes import Recipe
 
@@ -28,53 +27,28 @@ def make_trainer(
     seed: int,
     out: Path,
 ) -> Trainer:
-    """AdamW, linear schedule, clipped gradients; evaluates and saves every so many steps.
+    """AdamW, linear schedule, gradients clipped element by element.
 
-    Raises ValueError where the batch cannot be shared out among the processes or is larger than
-    the training split.
+    Raises ValueError as `arguments` does.
     """
-    every = min(recipe.evaluate_every, recipe.steps)
-    shares = processes().num_processes
-    if recipe.batch_size % shares:
-        raise ValueError(f"a batch of {recipe.batch_size} cannot be shared by {shares} processes")
-    if recipe.batch_size > len(data["train"]):
-        raise ValueError(
-            f"a batch of {recipe.batch_size} is more than the {len(data['train'])} examples for "
-            "training: give a smaller --batch-size"
-        )
-    # Whole batches only: the same steps, however many processes share a batch.
-    whole = len(data["train"]) // recipe.batch_size * recipe.batch_size
-    arguments = TrainingArguments(
-        output_dir=str(out),
-        max_steps=recipe.steps,
-        per_device_train_batch_size=recipe.batch_size // shares,
-        per_device_eval_batch_size=recipe.batch_size // shares,
-        remove_unused_columns=False,
+    rows = len(data["train"])
+    whole = rows // recipe.batch_size * recipe.batch_size  # however many processes share a batch
+    settings = arguments(
+        recipe,
+        seed,
+        out,
+        rows,
         average_tokens_across_devices=False,  # the loss is a mean over examples, not over tokens
-        learning_rate=recipe.learning_rate,
         lr_scheduler_type="linear",
-        warmup_steps=recipe.warmup_steps,
-        weight_decay=recipe.weight_decay,
         adam_epsilon=recipe.adam_epsilon,
         max_grad_norm=0.0,
         bf16=recipe.precision == "bfloat16",
-        eval_strategy="steps",
-        eval_steps=every,
-        logging_steps=every,
-        logging_nan_inf_filter=False,
-        save_strategy="steps",
-        save_steps=every,
-        save_total_limit=2,
-        load_best_model_at_end=True,
+        logging_steps=min(recipe.evaluate_every, recipe.steps),
         metric_for_best_model="accuracy",
-        seed=seed,
-        data_seed=seed,
-        report_to="none",
-        use_cpu=not torch.cuda.is_available(),
     )
     return Trainer(
         model,
-        arguments,
+        settings,
         train_dataset=data["train"].select(range(whole)).with_format("torch"),
         eval_dataset=data["validation"].with_format("torch"),
         data_collator=Collator(recipe),

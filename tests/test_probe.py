@@ -18,7 +18,10 @@ from transformers import Trainer
 
 from leapformer.cli import main
 from leapformer.models import LeaPformerForCausalLM
-from leapformer.tasks.lm.probe import (
+from leapformer.tasks.probe.compare import compare
+from leapformer.tasks.probe.evaluate import generate, measure, score
+from leapformer.tasks.probe.recipes import RECIPES, recipe
+from leapformer.tasks.probe.tasks import (
     ANSWER,
     ASK,
     BOS,
@@ -26,18 +29,12 @@ from leapformer.tasks.lm.probe import (
     EOS,
     LETTER,
     PAD,
-    RECIPES,
-    TASKS,
+    SAMPLERS,
     Rows,
     collate,
-    compare,
     evaluation_rows,
-    generate,
-    measure,
-    recipe,
-    score,
-    train,
 )
+from leapformer.tasks.probe.train import train
 
 TINY = replace(
     recipe("copy", "quick"),
@@ -77,7 +74,7 @@ sizes = {
 def made(task, length, seed, **sizes):
     changed = replace(recipe(task, "quick"), min_length=1, max_length=12, evaluate_lengths=(1,))
     changed = replace(changed, **sizes)
-    return TASKS[task](changed, length, np.random.default_rng(seed))
+    return SAMPLERS[task](changed, length, np.random.default_rng(seed))
 
 
 def entries(prompt, name_length, number_length):
@@ -110,7 +107,7 @@ def test_a_book_answers_with_the_number_of_the_name(seed, length, **shape):
 
 def test_every_name_can_come_up_and_any_entry_be_asked_for():
     full = replace(BOOK, letters=5, name_length=2, max_length=25, evaluate_lengths=(25,))
-    found = [TASKS["phonebook"](full, 25, np.random.default_rng(i))[0] for i in range(400)]
+    found = [SAMPLERS["phonebook"](full, 25, np.random.default_rng(i))[0] for i in range(400)]
     books = [entries(prompt, 2, full.number_length) for prompt in found]
     assert all(len(np.unique(names, axis=0)) == 25 for names, _, _ in books)
     places = [(names == asked).all(1).argmax() for names, _, asked in books]
