@@ -172,6 +172,14 @@ def test_what_is_written_is_the_prompt_and_what_the_tokens_say(model, prompt, re
     assert asked == [((None, prompt_ids(tokenizer, prompt), 99), {"top_k": 3})]
 
 
+def test_with_ignore_eos_another_document_begins(model, monkeypatch):
+    _, tokenizer = model
+    end = tokenizer.eos_token_id
+    (half, _) = encode(tokenizer, "é")
+    typed(monkeypatch, [*encode(tokenizer, "b"), half, end, *encode(tokenizer, "c"), end, end])
+    assert "".join(written(None, tokenizer, "a", 9, ignore_eos=True)) == "ab\n\nc\n\n\n\n"
+
+
 def test_half_a_character_waits_for_the_rest(model, monkeypatch):
     _, tokenizer = model
     (first, second), (third, *_) = encode(tokenizer, "é"), encode(tokenizer, "ü")

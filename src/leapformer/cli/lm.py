@@ -124,6 +124,8 @@ class Generate:
     """What the text begins with; "-" reads it from standard input."""
     tokens: int = 200
     """At most; the text ends where the model ends the document."""
+    ignore_eos: bool = False
+    """Begin another document there instead: exactly so many tokens."""
     temperature: float = 0.8
     """0 takes the likeliest token each time."""
     top_k: int = 0
@@ -142,6 +144,7 @@ class Generate:
             "top_k": self.top_k,
             "top_p": self.top_p,
             "seed": self.seed,
+            "ignore_eos": self.ignore_eos,
         }
         for piece in written(model, tokenizer, prompt, self.tokens, **options):
             print(piece, end="", flush=True)

@@ -106,12 +106,14 @@ def written(
     tokenizer: PreTrainedTokenizerFast,
     prompt: str,
     count: int,
+    ignore_eos: bool = False,
     **options: Any,
 ) -> Iterator[str]:
     """The prompt, and then up to `count` tokens more, as pieces of text; options are `go_on`'s.
 
-    At `<eos>` the document ends and so does the text, but in a vocabulary of words, where it ends
-    lines too, a new line begins. What is no whole character yet waits for the rest of it.
+    At `<eos>` the document ends and so does the text, unless `ignore_eos`: then the next document
+    begins after an empty line. In a vocabulary of words `<eos>` ends lines too, and a new one
+    begins. What is no whole character yet waits for the rest of it.
     """
     ids, end = encode(tokenizer, prompt), tokenizer.eos_token_id
     tokens = go_on(model, prompt_ids(tokenizer, prompt), count, **options)
@@ -121,8 +123,8 @@ def written(
     for token in tokens:
         if token != end:
             yield stream.step(tokenizer.backend_tokenizer, token) or ""
-        elif ends_lines:
-            yield "\n"
+        elif ends_lines or ignore_eos:
+            yield "\n" if ends_lines else "\n\n"
             stream = DecodeStream()
         else:
             return
