@@ -18,12 +18,13 @@ PACKAGE = Path(leapformer.__file__).parent
 # room -> the rooms that it may import, besides itself
 OPS = {"ops", "proportion"}
 ZOO = OPS | {"zoo"}
-LAYERS = ZOO | {"layers"}
+LAYERS = ZOO | {"layers", "progress"}
 MODELS = LAYERS | {"models"}
 HELPERS = {"results", "timing", "plots"}
 MAY_IMPORT = {
     "ops": set(),
     "proportion": set(),
+    "progress": set(),
     "results": set(),
     "timing": set(),
     "plots": set(),
@@ -36,7 +37,7 @@ MAY_IMPORT = {
     "__main__": {"cli"},
     "__init__": MODELS,
 }
-ONLY_TORCH = {"ops", "proportion"}
+ONLY_TORCH = {"ops", "proportion", "progress"}
 
 
 def imports(source, package):

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -139,7 +139,7 @@ class Generate:
 
         model, tokenizer = load_model(self.model)
         prompt = sys.stdin.read() if self.prompt == "-" else self.prompt
-        options = {
+        options: dict[str, Any] = {
             "temperature": self.temperature,
             "top_k": self.top_k,
             "top_p": self.top_p,

@@ -4,11 +4,13 @@ from .attention import MultiHeadAttention
 from .block import BlockState, TransformerBlock
 from .convolution import ShortConvolution
 from .embedding import TokenEmbedding
+from .subsampling import Subsampling
 
 __all__ = [
     "BlockState",
     "MultiHeadAttention",
     "ShortConvolution",
+    "Subsampling",
     "TokenEmbedding",
     "TransformerBlock",
 ]

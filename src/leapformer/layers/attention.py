@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..zoo import Attention, State, View
-from .embedding import rotate
+from .embedding import rotate, sinusoids
 
 
 class MultiHeadAttention(nn.Module):
@@ -16,9 +16,16 @@ class MultiHeadAttention(nn.Module):
             `traits.shared_qk` gets no k_proj: the keys are the queries.
         dropout: after the output projection. The linear form has no weights to drop.
         rotary: turn queries and keys by their positions; for `traits.rotary`.
+        addressed: add what an `address` says to queries and keys, behind their projections.
     """
 
-    def __init__(self, attention: Attention, dropout: float = 0.0, rotary: bool = False) -> None:
+    def __init__(
+        self,
+        attention: Attention,
+        dropout: float = 0.0,
+        rotary: bool = False,
+        addressed: bool = False,
+    ) -> None:
         super().__init__()
         hidden = attention.num_heads * attention.head_dim
         if rotary and not attention.traits.rotary:
@@ -35,12 +42,25 @@ class MultiHeadAttention(nn.Module):
         self.v_proj = nn.Linear(hidden, hidden)
         self.out_proj = nn.Linear(hidden, hidden)
         self.dropout = nn.Dropout(dropout)
+        self.q_address = nn.Linear(hidden, hidden, bias=False) if addressed else None
+        self.k_address = nn.Linear(hidden, hidden, bias=False) if addressed else None
 
     def forward(
-        self, x: Tensor, context: Tensor | None = None, **view: Any
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        address: tuple[Tensor, Tensor] | None = None,
+        **view: Any,
     ) -> Tensor | tuple[Tensor, State]:
-        """`view` are the fields of `leapformer.zoo.View`; with `return_state` also the state."""
-        q, k, v = self._project(x, x if context is None else context)
+        """`view` are the fields of `leapformer.zoo.View`; with `return_state` also the state.
+
+        `address` are places of the queries, [N] or [B, N], and of the keys, [S] or [B, S], on one
+        scale that need not be of whole numbers: see `leapformer.progress`. Raises ValueError where
+        it is given and the heads are not `addressed`, or the other way round.
+        """
+        if (address is None) != (self.q_address is None):
+            raise ValueError("give an address to heads that are addressed, and to no others")
+        q, k, v = self._project(x, x if context is None else context, address)
         if self.rotary:
             places = View(**view).places(q, k)
             q, k = (rotate(y, place) for y, place in zip((q, k), places, strict=True))
@@ -49,7 +69,9 @@ class MultiHeadAttention(nn.Module):
             return self._merge(found[0]), found[1]
         return self._merge(found)
 
-    def _project(self, x: Tensor, context: Tensor) -> tuple[Tensor, ...]:
+    def _project(
+        self, x: Tensor, context: Tensor, address: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, ...]:
         """q, k, v [B, H, N or S, D]; k is q where the mechanism shares the projection."""
         if self.k_proj is None and context is not x:
             raise ValueError(
@@ -58,6 +80,9 @@ class MultiHeadAttention(nn.Module):
             )
         q = self.q_proj(x)
         k = q if self.k_proj is None else self.k_proj(context)
+        if address is not None and self.q_address is not None and self.k_address is not None:
+            of_q, of_k = (sinusoids(place, x.shape[-1]).to(x.dtype) for place in address)
+            q, k = q + self.q_address(of_q), k + self.k_address(of_k)
         heads = (self.attention.num_heads, -1)
         return tuple(y.unflatten(-1, heads).transpose(1, 2) for y in (q, k, self.v_proj(context)))
 

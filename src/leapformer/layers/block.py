@@ -1,4 +1,5 @@
-"""One layer of a transformer: attention, then a feed-forward net, each behind a norm."""
+"""One layer of a transformer: attention (in a decoder also to a source), then a feed-forward net,
+each behind a norm."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,17 +14,19 @@ from .convolution import ShortConvolution
 
 @dataclass(frozen=True, eq=False)
 class BlockState:
-    """What a causal block keeps of the tokens so far: the attention's state, and the last inputs
-    [B, size - 1, hidden] of its short convolution."""
+    """What a causal block keeps of the tokens so far: the attention's state, the last inputs
+    [B, size - 1, hidden] of its short convolution, and the cross-attention's state."""
 
     attention: State | None = None
     recent: Tensor | None = None
+    cross: State | None = None
 
     def select(self, rows: Tensor) -> "BlockState":
         """Rows of the batch, in the order and as often as `rows` (int64 [B']) names them."""
         return BlockState(
             None if self.attention is None else self.attention.select(rows),
             None if self.recent is None else self.recent.index_select(0, rows),
+            None if self.cross is None else self.cross.select(rows),
         )
 
 
@@ -37,6 +40,7 @@ class TransformerBlock(nn.Module):
         dropout: after each of its two linear maps.
         eps: of the norms.
         convolution: taps of a short convolution before the attention; 0 for none.
+        cross: heads that attend to a source, for a decoder.
     """
 
     def __init__(
@@ -47,11 +51,14 @@ class TransformerBlock(nn.Module):
         dropout: float = 0.0,
         eps: float = 1e-5,
         convolution: int = 0,
+        cross: MultiHeadAttention | None = None,
     ) -> None:
         super().__init__()
         self.convolution = ShortConvolution(hidden, convolution) if convolution else None
         self.attention_norm = nn.LayerNorm(hidden, eps)
         self.attention = attention
+        self.cross_norm = None if cross is None else nn.LayerNorm(hidden, eps)
+        self.cross = cross
         self.feed_forward_norm = nn.LayerNorm(hidden, eps)
         self.feed_forward = nn.Sequential(
             nn.Linear(hidden, intermediate),
@@ -61,8 +68,11 @@ class TransformerBlock(nn.Module):
             nn.Dropout(dropout),
         )
 
-    def forward(self, x: Tensor, **view: Any) -> Tensor | tuple[Tensor, BlockState]:
-        """`view` are the fields of `leapformer.zoo.View`; its states are `BlockState`s."""
+    def forward(
+        self, x: Tensor, source: dict[str, Any] | None = None, **view: Any
+    ) -> Tensor | tuple[Tensor, BlockState]:
+        """`view` are the fields of `leapformer.zoo.View`; its states are `BlockState`s. `source` is
+        what the cross-attention takes: `context`, `address`, and its own view, but no state."""
         before, wanted = view.get("state"), view.get("return_state", False)
         before = BlockState() if before is None else before
         y, recent = self.attention_norm(x), None
@@ -73,6 +83,11 @@ class TransformerBlock(nn.Module):
             y, recent = self.convolution(y, positions, before.recent)
         found = self.attention(y, **{**view, "state": before.attention})
         y, after = found if wanted else (found, None)
-        x = x + y
+        x, heard = x + y, None
+        if self.cross is not None and self.cross_norm is not None:
+            whole = {**(source or {}), "state": before.cross, "return_state": wanted}
+            found = self.cross(self.cross_norm(x), **whole)
+            y, heard = found if wanted else (found, None)
+            x = x + y
         x = x + self.feed_forward(self.feed_forward_norm(x))
-        return (x, BlockState(after, recent)) if wanted else x
+        return (x, BlockState(after, recent, heard)) if wanted else x

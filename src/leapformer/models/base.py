@@ -14,29 +14,44 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..layers import MultiHeadAttention, ShortConvolution, TokenEmbedding, TransformerBlock
 from ..ops import token_positions
+from ..progress import Progress
 from ..zoo import ATTENTIONS, attention_class
 from .cache import LeaPformerCache
 from .configuration import LeaPformerConfig
+
+
+def check_trait(attention: str, trait: str, what: str) -> None:
+    """Raises ValueError, with the names of those that can, for a mechanism that cannot do it."""
+    if not getattr(attention_class(attention).traits, trait):
+        able = [name for name, kind in ATTENTIONS.items() if getattr(kind.traits, trait)]
+        raise ValueError(f"{attention} cannot {what}: choose from {', '.join(able)}")
+
+
+def build_heads(
+    config: Any, attention: str, max_length: int, options: dict[str, Any] | None, **how: Any
+) -> MultiHeadAttention:
+    """Heads of the configured width with that mechanism in them; `how` as `MultiHeadAttention`."""
+    heads = config.num_attention_heads
+    if heads < 1 or config.hidden_size < 1 or config.hidden_size % heads:
+        raise ValueError(
+            f"hidden_size {config.hidden_size} is no multiple of num_attention_heads {heads}"
+        )
+    kind = attention_class(attention)
+    mechanism = kind(heads, config.hidden_size // heads, max_length, **(options or {}))
+    return MultiHeadAttention(mechanism, config.hidden_dropout_prob, **how)
 
 
 class LeaPformerBlock(GradientCheckpointingLayer, TransformerBlock):
     """A block built from a configuration, with gradient checkpointing."""
 
     def __init__(self, config: LeaPformerConfig) -> None:
-        heads = config.num_attention_heads
-        if heads < 1 or config.hidden_size < 1 or config.hidden_size % heads:
-            raise ValueError(
-                f"hidden_size {config.hidden_size} is no multiple of num_attention_heads {heads}"
-            )
-        attention = attention_class(config.attention)(
-            heads,
-            config.hidden_size // heads,
-            config.max_position_embeddings,
-            **(config.attention_options or {}),
-        )
         super().__init__(
-            MultiHeadAttention(
-                attention, config.hidden_dropout_prob, config.position_embedding == "rotary"
+            build_heads(
+                config,
+                config.attention,
+                config.max_position_embeddings,
+                config.attention_options,
+                rotary=config.position_embedding == "rotary",
             ),
             config.hidden_size,
             config.intermediate_size,
@@ -63,7 +78,7 @@ class LeaPformerPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, nn.Linear):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-        if isinstance(module, ShortConvolution):
+        if isinstance(module, ShortConvolution | Progress):
             module.reset_parameters()
 
 
@@ -76,12 +91,8 @@ class LeaPformerModel(LeaPformerPreTrainedModel):
 
     def __init__(self, config: LeaPformerConfig) -> None:
         super().__init__(config)
-        if config.causal and not attention_class(config.attention).traits.causal:
-            able = [name for name, kind in ATTENTIONS.items() if kind.traits.causal]
-            raise ValueError(
-                f"{config.attention} cannot hide the future, as a causal model must: choose from "
-                f"{', '.join(able)}"
-            )
+        if config.causal:
+            check_trait(config.attention, "causal", "hide the future, as a causal model must")
         self.embedding = TokenEmbedding(
             config.vocab_size,
             config.hidden_size,
