@@ -3,9 +3,11 @@
 try:
     from transformers import (
         AutoConfig,
+        AutoFeatureExtractor,
         AutoModel,
         AutoModelForCausalLM,
         AutoModelForSequenceClassification,
+        AutoProcessor,
     )
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
@@ -17,6 +19,8 @@ from .cache import LeaPformerCache
 from .classifier import LeaPformerForSequenceClassification
 from .configuration import LeaPformerConfig
 from .language_model import LeaPformerForCausalLM
+from .speech_features import FeatureStream, LeaPformerFeatureExtractor
+from .speech_processor import LeaPformerSpeechProcessor
 
 AutoConfig.register("leapformer", LeaPformerConfig, exist_ok=True)
 AutoModel.register(LeaPformerConfig, LeaPformerModel, exist_ok=True)
@@ -24,12 +28,18 @@ AutoModelForCausalLM.register(LeaPformerConfig, LeaPformerForCausalLM, exist_ok=
 AutoModelForSequenceClassification.register(
     LeaPformerConfig, LeaPformerForSequenceClassification, exist_ok=True
 )
+# By name, for a saved extractor or processor names its class: no other model's folder becomes one.
+AutoFeatureExtractor.register("leapformer-speech", LeaPformerFeatureExtractor, exist_ok=True)
+AutoProcessor.register("leapformer-speech", LeaPformerSpeechProcessor, exist_ok=True)
 
 __all__ = [
+    "FeatureStream",
     "LeaPformerCache",
     "LeaPformerConfig",
+    "LeaPformerFeatureExtractor",
     "LeaPformerForCausalLM",
     "LeaPformerForSequenceClassification",
     "LeaPformerModel",
     "LeaPformerPreTrainedModel",
+    "LeaPformerSpeechProcessor",
 ]
