@@ -1,9 +1,11 @@
 """One layer of a transformer: attention (in a decoder also to a source), then a feed-forward net,
 each behind a norm."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..ops import token_positions
@@ -27,6 +29,18 @@ class BlockState:
             None if self.attention is None else self.attention.select(rows),
             None if self.recent is None else self.recent.index_select(0, rows),
             None if self.cross is None else self.cross.select(rows),
+        )
+
+    @staticmethod
+    def cat(states: Sequence["BlockState"]) -> "BlockState":
+        """The rows of several states, one behind the other."""
+        attention = [state.attention for state in states]
+        recent = [state.recent for state in states]
+        cross = [state.cross for state in states]
+        return BlockState(
+            None if attention[0] is None else attention[0].cat(attention),
+            None if recent[0] is None else torch.cat([x for x in recent if x is not None]),
+            None if cross[0] is None else cross[0].cat(cross),
         )
 
 

@@ -1,10 +1,12 @@
 """The encoder of the speech translator: frames of sound to states, chunk by chunk."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -24,12 +26,42 @@ class SpeechEncoderOutput(BaseModelOutput):
     """`last_hidden_state` [B, S, hidden], one state each 40 ms.
 
     Attributes:
+        places: the number of each state in its source, int64 [S] or [B, S].
         real: bool [B, S], True where a state is real; None where all are.
         progress: [B, S], how much has been said; None where it is not learned.
     """
 
+    places: Tensor | None = None
     real: Tensor | None = None
     progress: Tensor | None = None
+
+    def part(self, first: int, last: int | None = None) -> "SpeechEncoderOutput":
+        """The states from `first` up to `last`, without it."""
+        return SpeechEncoderOutput(
+            **{name: x[:, first:last] if x.dim() > 1 else x[first:last] for name, x in self.items()}
+        )
+
+    def row(self, i: int) -> "SpeechEncoderOutput":
+        """One source of the batch."""
+        return SpeechEncoderOutput(**{name: x[i : i + 1] for name, x in self.items()})
+
+    def followed_by(self, after: "SpeechEncoderOutput") -> "SpeechEncoderOutput":
+        """These states and those after them."""
+        return SpeechEncoderOutput(
+            **{name: torch.cat([x, after[name]], 1) for name, x in self.items()}
+        )
+
+    @staticmethod
+    def padded(sources: Sequence["SpeechEncoderOutput"]) -> "SpeechEncoderOutput":
+        """Several sources as a batch, the shorter ones padded at their end."""
+        lengths = torch.tensor([source.last_hidden_state.shape[1] for source in sources])
+        joined = {
+            name: pad_sequence([source[name][0] for source in sources], batch_first=True)
+            for name in sources[0]
+        }
+        states = joined["last_hidden_state"]
+        real = torch.arange(states.shape[1]) < lengths.unsqueeze(1)
+        return SpeechEncoderOutput(**joined, real=real.to(states.device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,13 +72,41 @@ class EncoderState:
         recent: last inputs of the subsampling.
         blocks: the state of each block.
         counted: learned progress so far, float64 [B].
-        states: how many states came before.
+        states: how many states came before, int64 [B].
     """
 
     recent: tuple[Tensor, ...] | None = None
     blocks: tuple[BlockState, ...] = ()
     counted: Tensor | None = None
-    states: int = 0
+    states: Tensor | None = None
+
+    @staticmethod
+    def cat(states: Sequence["EncoderState"]) -> "EncoderState":
+        """The rows of several states, all of which have read something, one behind the other."""
+
+        def joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+            return None if parts[0] is None else torch.cat([x for x in parts if x is not None])
+
+        recent = zip(*(state.recent or () for state in states), strict=True)
+        blocks = zip(*(state.blocks for state in states), strict=True)
+        return EncoderState(
+            tuple(torch.cat(x) for x in recent),
+            tuple(BlockState.cat(x) for x in blocks),
+            joined([state.counted for state in states]),
+            joined([state.states for state in states]),
+        )
+
+    def select(self, rows: Tensor) -> "EncoderState":
+        """Rows of the batch, in the order and as often as `rows` (int64 [B']) names them."""
+
+        def some(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.index_select(0, rows)
+
+        recent = (
+            None if self.recent is None else tuple(x.index_select(0, rows) for x in self.recent)
+        )
+        blocks = tuple(block.select(rows) for block in self.blocks)
+        return EncoderState(recent, blocks, some(self.counted), some(self.states))
 
 
 class LeaPformerSpeechEncoder(nn.Module):
@@ -96,30 +156,35 @@ class LeaPformerSpeechEncoder(nn.Module):
             lengths = attention_mask.bool().sum(1) // self.subsampling.factor
             real = torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(1)
         visible = Visible.all() if self.chunk is None else Visible.chunks(self.chunk)
-        x, _ = self._blocks(x, EncoderState(), visible=visible, key_mask=real)
+        places = torch.arange(x.shape[1], device=x.device)
+        x, _ = self._blocks(x, places, (), visible=visible, key_mask=real)
         progress = None if self.progress is None else self.progress(x, real)
-        return SpeechEncoderOutput(last_hidden_state=x, real=real, progress=progress)
+        return SpeechEncoderOutput(last_hidden_state=x, places=places, real=real, progress=progress)
 
     def step(self, frames: Tensor, state: EncoderState) -> tuple[SpeechEncoderOutput, EncoderState]:
         """The next chunk of a stream, [B, 4 * chunk, bins], or at its end a shorter one, and the
         state to go on from."""
         x, recent = self.subsampling(frames, state.recent)
-        x, blocks = self._blocks(x, state, visible="all", return_state=True)
-        counted = None
+        columns = torch.arange(x.shape[1], device=x.device)
+        before = columns.new_zeros(len(x)) if state.states is None else state.states
+        places = before.unsqueeze(1) + columns
+        x, blocks = self._blocks(x, places, state.blocks, visible="all", return_state=True)
+        progress, counted = None, state.counted
         if self.progress is not None:
-            counted = self.progress(x, before=state.counted)
-        last = state.counted if counted is None or not x.shape[1] else counted[:, -1]
-        found = SpeechEncoderOutput(last_hidden_state=x, progress=counted)
-        return found, EncoderState(recent, blocks, last, state.states + x.shape[1])
+            if counted is None:
+                counted = x.new_zeros(len(x), dtype=torch.float64)
+            progress = self.progress(x, before=counted)
+            counted = torch.cat([counted.unsqueeze(1), progress], 1)[:, -1]
+        found = SpeechEncoderOutput(last_hidden_state=x, places=places, progress=progress)
+        return found, EncoderState(recent, blocks, counted, before + x.shape[1])
 
     def _blocks(
-        self, x: Tensor, before: EncoderState, **view: Any
+        self, x: Tensor, places: Tensor, before: tuple[BlockState, ...], **view: Any
     ) -> tuple[Tensor, tuple[BlockState, ...]]:
-        positions = before.states + torch.arange(x.shape[1], device=x.device)
         x, after = self.dropout(x), []
         for i, layer in enumerate(self.layers):
-            state = before.blocks[i] if before.blocks else None
-            found = layer(x, **view, positions=positions, state=state)
+            state = before[i] if before else None
+            found = layer(x, **view, positions=places, state=state)
             x, state = found if isinstance(found, tuple) else (found, None)
             after.append(state)
         return self.norm(x), tuple(after)

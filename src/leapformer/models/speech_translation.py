@@ -1,5 +1,6 @@
 """The speech translator: trained in parallel on exactly what it sees in a stream."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from transformers import GenerationMixin
 from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.utils.generic import can_return_tuple
 
-from ..layers import TokenEmbedding
+from ..layers import BlockState, TokenEmbedding
 from ..ops import Visible, visible_counts
 from .base import LeaPformerPreTrainedModel, build_heads, check_trait
 from .cache import LeaPformerCache
@@ -27,6 +28,28 @@ class LeaPformerSpeechCache(LeaPformerCache):
     def reset(self) -> None:
         super().reset()
         self.heard = 0
+
+    @staticmethod
+    def cat(caches: Sequence["LeaPformerSpeechCache"]) -> "LeaPformerSpeechCache":
+        """The rows of several caches, all of which have read something, one behind the other."""
+        whole = LeaPformerSpeechCache()
+        whole.states = [
+            BlockState.cat(states) for states in zip(*(c.states for c in caches), strict=True)
+        ]
+        whole.seen = torch.cat([cache.seen for cache in caches if cache.seen is not None])
+        return whole
+
+    def row(self, i: int) -> "LeaPformerSpeechCache":
+        """One row of the batch, as a cache of its own."""
+        one = LeaPformerSpeechCache()
+        one.states, one.seen, one.length, one.heard = (
+            self.states,
+            self.seen,
+            self.length,
+            self.heard,
+        )
+        one.batch_select_indices(torch.tensor([i]))
+        return one
 
 
 class LeaPformerSpeechDecoder(nn.Module):
@@ -83,18 +106,17 @@ class LeaPformerSpeechDecoder(nn.Module):
         """`visible` counts the states of `source` that each token sees. With a cache, which moves
         on, `source` holds the states behind the `cache.heard` first ones, and the tokens see all of
         those; `mask` [B, N] is True for real tokens."""
-        before = 0 if cache is None else cache.length
-        heard = 0 if cache is None else cache.heard
         columns, states = ids.shape[1], source.last_hidden_state
-        positions = before + torch.arange(columns, device=ids.device)
-        places = heard + torch.arange(states.shape[1], device=ids.device)
+        positions = torch.arange(columns, device=ids.device)
+        if cache is not None and cache.seen is not None:
+            positions = cache.seen.unsqueeze(1) + positions
         x = self.dropout(self.embedding(ids, positions=positions))
         listen: dict[str, Any] = {
             "context": states,
             "visible": visible,
             "key_mask": source.real,
             "positions": positions,
-            "key_positions": places,
+            "key_positions": source.places,
         }
         if source.progress is not None:
             listen["address"] = positions, source.progress
@@ -109,7 +131,7 @@ class LeaPformerSpeechDecoder(nn.Module):
                 after.append(state)
         if cache is not None:
             cache.advance(after, columns, ids.new_full((len(ids),), columns))
-            cache.heard = heard + states.shape[1]
+            cache.heard += states.shape[1]
         return self.norm(x)
 
 
@@ -259,10 +281,4 @@ def _unheard(
     if isinstance(seen, Tensor):
         last = int(seen.max())
         seen = (seen - heard).clamp_min(0)
-    part = slice(heard, last)
-    real, progress = source.real, source.progress
-    return SpeechEncoderOutput(
-        last_hidden_state=source.last_hidden_state[:, part],
-        real=None if real is None else real[:, part],
-        progress=None if progress is None else progress[:, part],
-    ), seen
+    return source.part(heard, last), seen

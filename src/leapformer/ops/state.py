@@ -1,5 +1,6 @@
 """The memory of linear attention: constant in size, whatever has been read into it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -146,6 +147,11 @@ class LeapState:
         """Rows of the batch, in the order and as often as `rows` (int64 [B']) names them:
         selection, beam reordering and repetition in one."""
         return LeapState(self.sums.index_select(0, rows))
+
+    @staticmethod
+    def cat(states: Sequence["LeapState"]) -> "LeapState":
+        """The rows of several states, one behind the other."""
+        return LeapState(torch.cat([state.sums for state in states]))
 
     def to(self, device: torch.device | str) -> "LeapState":
         """The state on another device; its dtype is its precision and stays."""

@@ -1,6 +1,7 @@
 """What every attention mechanism here is: a module from q, k, v to y, and what it can do."""
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
@@ -44,6 +45,10 @@ class State(Protocol):
 
     def select(self, rows: Tensor) -> Self:
         """Rows of the batch, in the order and as often as `rows` (int64 [B']) names them."""
+
+    @staticmethod
+    def cat(states: Sequence[Any]) -> "State":
+        """The rows of several states, one behind the other."""
 
     def to(self, device: torch.device | str) -> Self:
         """The state on another device."""

@@ -1,10 +1,12 @@
 """What mechanisms share that compare every query with every key: their state is all keys so far."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..ops import Visible, as_rule, seen_pairs, visible_counts
 from ..ops.checks import check_cu_seqlens
@@ -28,6 +30,18 @@ class KeyValues:
     def select(self, rows: Tensor) -> "KeyValues":
         """Rows of the batch, in the order and as often as `rows` (int64 [B']) names them."""
         return KeyValues(*(x.index_select(0, rows) for x in (self.k, self.v, self.real)))
+
+    @staticmethod
+    def cat(states: Sequence["KeyValues"]) -> "KeyValues":
+        """The rows of several states, one behind the other: keys that none of a state's rows needs
+        are left out, and shorter states padded in front."""
+        needed = [state.real.any(0) for state in states]
+        longest, found = max(int(some.sum()) for some in needed), []
+        for state, some in zip(states, needed, strict=True):
+            front = longest - int(some.sum()), 0
+            k, v = (pad(x[:, :, some], (0, 0, *front)) for x in (state.k, state.v))
+            found.append((k, v, pad(state.real[:, some], front)))
+        return KeyValues(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
     def to(self, device: torch.device | str) -> "KeyValues":
         """The same on another device."""
