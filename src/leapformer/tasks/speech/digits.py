@@ -62,7 +62,7 @@ def write_digits(
     alone, the others in training.
 
     Args:
-        recordings: the folder of `{digit}_{speaker}_{index}.wav`.
+        recordings: the folder of `{digit}_{speaker}_{index}.wav`, or one with it as `recordings`.
         out: made, if it is not there.
         pair: en-de or en-fr.
         counts: utterances a split; None for 4000, 300 and 500.
@@ -73,7 +73,8 @@ def write_digits(
     """
     known("pair", pair, PAIRS)
     counts = counts or Counts()
-    voices = _voices(recordings)
+    inside = recordings / "recordings"
+    voices = _voices(inside if inside.is_dir() else recordings)
     for i, split in enumerate(SPLITS):
         chance = np.random.default_rng([seed, i])
         (out / split).mkdir(parents=True)
@@ -110,18 +111,14 @@ def _utterances(
     read = cache(read_audio)
     speakers = sorted(voices)
     for i in tqdm(range(count), desc=f"{folder.name} audio", unit="utterance", leave=False):
-        digits = voices[speakers[chance.integers(len(speakers))]]
+        takes = voices[speakers[chance.integers(len(speakers))]]
         numbers = chance.integers(10, 100, chance.integers(NUMBERS[0], NUMBERS[1] + 1)).tolist()
+        digits = [digit for number in numbers for digit in divmod(number, 10)]
+        inside = ([_BETWEEN_DIGITS, _BETWEEN_NUMBERS] * len(numbers))[:-1]
         parts = [_silence(_AROUND, chance)]
-        for number in numbers:
-            for digit in divmod(number, 10):
-                takes = digits[digit]
-                parts += [
-                    read(takes[chance.integers(len(takes))]),
-                    _silence(_BETWEEN_DIGITS, chance),
-                ]
-            parts[-1] = _silence(_BETWEEN_NUMBERS, chance)
-        parts[-1] = _silence(_AROUND, chance)
+        for digit, pause in zip(digits, [*inside, _AROUND], strict=True):
+            take = takes[digit][chance.integers(len(takes[digit]))]
+            parts += [read(take), _silence(pause, chance)]
         audio = np.concatenate(parts)
         audio += chance.normal(0, _NOISE, len(audio)).astype(np.float32)
         path = folder / f"{i:05}.wav"
