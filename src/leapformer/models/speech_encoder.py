@@ -26,7 +26,7 @@ class SpeechEncoderOutput(BaseModelOutput):
     """`last_hidden_state` [B, S, hidden], one state each 40 ms.
 
     Attributes:
-        places: the number of each state in its source, int64 [S] or [B, S].
+        places: the number of each state in its source, int64 [B, S].
         real: bool [B, S], True where a state is real; None where all are.
         progress: [B, S], how much has been said; None where it is not learned.
     """
@@ -37,9 +37,7 @@ class SpeechEncoderOutput(BaseModelOutput):
 
     def part(self, first: int, last: int | None = None) -> "SpeechEncoderOutput":
         """The states from `first` up to `last`, without it."""
-        return SpeechEncoderOutput(
-            **{name: x[:, first:last] if x.dim() > 1 else x[first:last] for name, x in self.items()}
-        )
+        return SpeechEncoderOutput(**{name: x[:, first:last] for name, x in self.items()})
 
     def row(self, i: int) -> "SpeechEncoderOutput":
         """One source of the batch."""
@@ -156,7 +154,7 @@ class LeaPformerSpeechEncoder(nn.Module):
             lengths = attention_mask.bool().sum(1) // self.subsampling.factor
             real = torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(1)
         visible = Visible.all() if self.chunk is None else Visible.chunks(self.chunk)
-        places = torch.arange(x.shape[1], device=x.device)
+        places = torch.arange(x.shape[1], device=x.device).expand(len(x), -1)
         x, _ = self._blocks(x, places, (), visible=visible, key_mask=real)
         progress = None if self.progress is None else self.progress(x, real)
         return SpeechEncoderOutput(last_hidden_state=x, places=places, real=real, progress=progress)
