@@ -10,7 +10,7 @@ except ModuleNotFoundError as error:
     raise SystemExit(f"{error}; the command line needs it: pip install 'leapformer[lra]'") from None
 
 from ..ops.checks import known
-from . import bench, lm, lra, probe
+from . import bench, lm, lra, probe, speech
 
 COMMANDS: dict[str, type] = {
     "lra prepare": lra.Prepare,
@@ -22,6 +22,7 @@ COMMANDS: dict[str, type] = {
     "lm generate": lm.Generate,
     "lm compare": lm.Compare,
     "lm probe": probe.Probe,
+    "speech prepare": speech.Prepare,
     "profile": bench.Profile,
     "bench attention": bench.BenchAttention,
     "bench language": bench.BenchLanguage,
