@@ -1,0 +1,276 @@
+"""A session writes what the parallel computation gives under what it had heard, keeps no more after
+an hour than after a second, and never depends on who else is speaking."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
+
+from leapformer.models.speech_configuration import LeaPformerSpeechConfig
+from leapformer.models.speech_features import LeaPformerFeatureExtractor
+from leapformer.models.speech_translation import LeaPformerForSpeechTranslation
+from leapformer.ops import LeapState
+from leapformer.tasks.speech import session as module
+from leapformer.tasks.speech.policy import WaitK
+from leapformer.tasks.speech.session import SPARE, Translator
+from leapformer.zoo.pairs import KeyValues
+
+CHUNK, RATIO, RATE = 5, 3, 16_000
+
+
+def words(size):
+    """A tokenizer of whole words."""
+    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2, **{f"▁w{i}": i for i in range(3, size)}}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    tokenizer.decoder = decoders.Metaspace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+
+
+def build(cross="leap", size=50, **options):
+    torch.manual_seed(3)
+    config = LeaPformerSpeechConfig(
+        **{
+            "vocab_size": size,
+            "hidden_size": 16,
+            "encoder_layers": 2,
+            "decoder_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "encoder_chunk": CHUNK,
+            "wait_ratio": RATIO,
+            "cross_attention": cross,
+            "initializer_range": 0.3,
+            "tie_word_embeddings": False,
+            **options,
+        }
+    )
+    model = LeaPformerForSpeechTranslation(config).double().eval()
+    processor = SimpleNamespace(
+        feature_extractor=LeaPformerFeatureExtractor(), tokenizer=words(size)
+    )
+    return model, processor
+
+
+@pytest.fixture(scope="module", params=["leap", "softmax", "cosformer"])
+def pair(request):
+    return build(request.param)
+
+
+def noise(seconds, seed=0):
+    samples = int(seconds * RATE)
+    return np.random.default_rng(seed).uniform(-0.5, 0.5, samples).astype(np.float32)
+
+
+def record(translator):
+    """Token, and how many states it saw, for each token that any session takes; by session."""
+    log = {}
+
+    class Recorded(module.TranslationSession):
+        def write(self, token, after):
+            before, seen = self.written, self.taken + self.due()
+            text = super().write(token, after)
+            if self.written > before:
+                log.setdefault(self, []).append((token, seen))
+            return text
+
+    return (lambda: Recorded(translator)), log
+
+
+def heard(session, sound, cuts):
+    """What a session writes of the sound, in pieces that end at the cuts."""
+    text = [session.push(piece) for piece in np.split(sound, sorted(cuts))]
+    return "".join(text) + session.finish()
+
+
+@pytest.mark.parametrize("k", [1, 3, 5, None])
+@settings(max_examples=4)
+@given(data=st.data())
+def test_a_session_writes_what_training_would_see(pair, k, data):
+    model, processor = pair
+    sound = noise(data.draw(st.floats(0.1, 1.5)), data.draw(st.integers(0, 99)))
+    cuts = data.draw(st.lists(st.integers(0, len(sound)), max_size=6))
+    make, log = record(Translator(model, processor, k))
+    text = heard(make(), sound, cuts)
+    (taken,) = log.values()
+    tokens, seen = (list(part) for part in zip(*taken, strict=True))
+    frames = processor.feature_extractor(sound, sampling_rate=RATE, return_tensors="pt")
+    ids = torch.tensor([[1, *tokens[:-1]]])
+    whole = model(
+        frames["input_features"].double(),
+        decoder_input_ids=ids,
+        visible=torch.tensor(seen),
+        use_cache=False,
+    )
+    assert whole.logits.argmax(-1)[0].tolist() == tokens
+    assert text == processor.tokenizer.decode(tokens, skip_special_tokens=True)
+    states = whole.encoder_last_hidden_state.shape[1]
+    if 2 not in tokens[:-1]:
+        policy = WaitK(k, RATIO)
+        assert all(n >= min(states, policy.needs(i)) for i, n in enumerate(seen))
+    assert len(tokens) <= states + SPARE
+
+
+def test_the_hidden_states_of_a_session_are_those_of_training(pair, monkeypatch):
+    model, processor = pair
+    translator, found = Translator(model, processor, 2), []
+    decode = Translator._decode
+
+    def kept(self, sessions, ids):
+        hidden, cache = decode(self, sessions, ids)
+        found.append(hidden)
+        return hidden, cache
+
+    monkeypatch.setattr(Translator, "_decode", kept)
+    make, log = record(translator)
+    sound = noise(2)
+    heard(make(), sound, [100, 9000, 9001, 20_000])
+    (taken,) = log.values()
+    tokens, seen = zip(*taken, strict=True)
+    frames = processor.feature_extractor(sound, sampling_rate=RATE, return_tensors="pt")
+    source = model.encoder(frames["input_features"].double())
+    ids = torch.tensor([[1, *tokens[:-1]]])
+    wanted = model.decoder(ids, source, torch.tensor(seen))
+    hidden = torch.cat([one for one in found if one.shape[1]], 1)
+    if 2 not in tokens:
+        torch.testing.assert_close(hidden, wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_who_else_speaks_changes_nothing(pair):
+    model, processor = pair
+    translator = Translator(model, processor, 2)
+    sounds = [noise(seconds, i) for i, seconds in enumerate((2, 0.3, 1.1, 0.01, 3))]
+    alone = [heard(translator.session(), sound, []) for sound in sounds]
+    sessions, chance = [translator.session() for _ in sounds], np.random.default_rng(0)
+    texts, rest = [""] * 5, list(sounds)
+    while any(len(sound) for sound in rest):
+        sizes = chance.integers(0, 9000, 5)
+        pieces = [sound[:size] for sound, size in zip(rest, sizes, strict=True)]
+        rest = [sound[size:] for sound, size in zip(rest, sizes, strict=True)]
+        new = translator.push(sessions, pieces)
+        texts = [a + b for a, b in zip(texts, new, strict=True)]
+    new = translator.finish(sessions)
+    assert [a + b for a, b in zip(texts, new, strict=True)] == alone
+    assert alone[3] == ""
+    assert len(set(alone)) > 3
+
+
+def test_offline_it_is_generate(pair):
+    model, processor = pair
+    sound = noise(1.5)
+    frames = processor.feature_extractor(sound, sampling_rate=RATE, return_tensors="pt")
+    text = heard(Translator(model, processor, None).session(), sound, [5000])
+    ids = model.generate(frames["input_features"].double(), max_new_tokens=37 + SPARE)
+    assert text == processor.tokenizer.decode(ids[0], skip_special_tokens=True)
+
+
+def test_an_end_before_the_source_is_over_is_asked_again():
+    model, processor = build(size=4)  # half of all tokens it may say are ends
+    translator = Translator(model, processor, 1)
+    make, log = record(translator)
+    session = make()
+    heard(session, noise(3), list(range(0, 48_000, 4000)))
+    tokens, _ = zip(*log[session], strict=True)
+    assert tokens[-1] == 2 or len(tokens) == session.heard + SPARE
+    assert 2 not in tokens[:-1]
+    assert session.done
+
+
+def kept(session):
+    """Numbers that a session holds between pieces."""
+    memory = session.memory
+    states = [memory.encoder.recent, memory.encoder.blocks, memory.decoder.states]
+    tensors, stack = [memory.encoder.counted, memory.source.last_hidden_state], [*states]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, torch.Tensor):
+            tensors.append(item)
+        elif isinstance(item, list | tuple):
+            stack += item
+        elif item is not None:
+            stack += vars(item).values()
+    return sum(x.numel() for x in tensors) + session.frames.size
+
+
+@pytest.mark.parametrize("k", [1, None])
+def test_half_a_minute_takes_no_more_memory_than_a_second(k):
+    model, processor = build()
+    session = Translator(model, processor, k).session()
+    sizes = []
+    for second in range(30):
+        session.push(noise(1, second))
+        sizes.append(kept(session))
+    spare = (CHUNK + RATIO) * 16 + 4 * CHUNK * 80  # states and frames that wait
+    assert max(sizes) <= sizes[0] + spare
+
+
+def test_reset_forgets(pair):
+    translator = Translator(*pair, 2)
+    session, sound = translator.session(), noise(1.2)
+    first = heard(session, sound, [7000])
+    session.reset()
+    assert heard(session, sound, [200, 300]) == first
+    assert first
+
+
+def test_after_the_end_nothing_is_taken_in():
+    session = Translator(*build(), 2).session()
+    session.push(noise(0.5))
+    session.finish()
+    for call in (lambda: session.push(noise(0.1)), session.finish):
+        with pytest.raises(RuntimeError, match=r"the session is finished: reset\(\) it"):
+            call()
+
+
+def test_a_bad_piece_leaves_the_session_as_it_was():
+    translator = Translator(*build(), 1)
+    session, other = translator.session(), translator.session()
+    sound = noise(1)
+    with pytest.raises(ValueError, match=r"NaN|finite|number"):
+        session.push(np.array([0.1, np.nan], np.float32))
+    assert heard(session, sound, [3000]) == heard(other, sound, [3000])
+
+
+def test_an_encoder_that_needs_everything_cannot_be_streamed():
+    with pytest.raises(ValueError, match="cannot be streamed"):
+        Translator(*build(encoder_chunk=None), 2)
+
+
+@given(k=st.integers(1, 9), ratio=st.integers(1, 9), token=st.integers(0, 30), data=st.data())
+def test_the_policy_writes_what_training_sees(k, ratio, token, data):
+    policy, states = WaitK(k, ratio), data.draw(st.integers(0, 200))
+    seen = policy.visible.counts(token + 1, states)[token]
+    needs = policy.needs(token)
+    assert seen == min(states, needs)
+    assert policy.writes(token, needs, False)
+    assert not policy.writes(token, needs - 1, False)
+    assert policy.writes(token, 0, True)
+    assert not WaitK(None, ratio).writes(token, 10**9, False)
+
+
+@pytest.mark.parametrize(("k", "ratio"), [(0, 1), (1, 0), (-1, 3)])
+def test_a_policy_waits_for_something(k, ratio):
+    with pytest.raises(ValueError, match="both are at least 1"):
+        WaitK(k, ratio)
+
+
+@given(lengths=st.lists(st.integers(0, 5), min_size=1, max_size=4))
+def test_states_put_together_are_rows_of_one(lengths):
+    sums = [LeapState(torch.randn(n, 2, 3, 4)) for n in lengths]
+    assert torch.equal(LeapState.cat(sums).sums, torch.cat([state.sums for state in sums]))
+    parts = []
+    for n in lengths:
+        k, v = torch.randn(1, 2, n, 3), torch.randn(1, 2, n, 4)
+        parts.append(KeyValues(k, v, torch.rand(1, n) < 0.7))
+    whole = KeyValues.cat(parts)
+    assert whole.real.shape[1] == max(int(part.real.sum()) for part in parts)
+    for i, part in enumerate(parts):
+        row = whole.select(torch.tensor([i]))
+        assert torch.equal(row.k[:, :, row.real[0]], part.k[:, :, part.real[0]])
+        assert torch.equal(row.v[:, :, row.real[0]], part.v[:, :, part.real[0]])
