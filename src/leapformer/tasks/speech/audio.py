@@ -79,7 +79,7 @@ def _span(file: Any, path: Path, start: float, duration: float | None) -> tuple[
         raise AudioError(f"{path}: no samples in it: fetch it again")
     begin = round(start * rate)
     count = total - begin if duration is None else round(duration * rate)
-    if begin < 0 or count < 1 or begin + count > total + _OVERHANG * rate:
+    if not 0 <= begin < total or count < 1 or begin + count > total + _OVERHANG * rate:
         length = "the rest" if duration is None else f"{duration:g} s"
         raise AudioError(
             f"{path}: lasts {total / rate:.3f} s, it has no span of {length} from {start:g} s on"

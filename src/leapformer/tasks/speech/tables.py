@@ -114,7 +114,7 @@ def _rows(file: Path, needed: tuple[str, ...]) -> Iterator[tuple[str, dict[str, 
         fault = f"no column {missing[0]!r}" if missing else "two columns of one name"
         raise ValueError(
             f"{file}:1: {fault}: expected a header with {', '.join(needed)}, tabs between them; "
-            f"found {', '.join(names)!r:.100}"
+            f"found {', '.join(names):.100}"
         )
     for place, line in table:
         cells = line.split("\t")
