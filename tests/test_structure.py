@@ -125,6 +125,7 @@ def test_the_reader_of_imports_passes_a_downward_one(file, source):
 
 
 HEAVY = ("triton", "transformers", "datasets", "accelerate", "matplotlib", "tyro", "simuleval")
+HEAVY += ("kaldi_native_fbank", "sentencepiece", "soundfile", "soxr")
 
 
 def run_python(code):
@@ -148,8 +149,13 @@ def test_the_zoo_and_the_layers_load_nothing_heavy():
     assert loaded_by("import leapformer.layers; leapformer.ATTENTIONS") == set()
 
 
+def test_the_models_load_transformers_and_no_filterbank():
+    found = loaded_by("import leapformer.models")
+    assert "transformers" in found
+    assert "kaldi_native_fbank" not in found
+
+
 def test_the_probe_for_heavy_modules_finds_transformers_where_it_is_loaded():
-    assert "transformers" in loaded_by("import leapformer.models")
     assert "transformers" in loaded_by("import leapformer; leapformer.LeaPformerModel")
 
 
@@ -176,6 +182,8 @@ def test_an_unknown_name_raises_attribute_error():
     [
         ("transformers", "leapformer.models", "leapformer[models]"),
         ("tyro", "leapformer.cli", "leapformer[lra]"),
+        ("soundfile", "leapformer.tasks.speech.audio", "leapformer[speech]"),
+        ("sentencepiece", "leapformer.tasks.speech.tokens", "leapformer[speech]"),
     ],
 )
 def test_a_missing_package_is_named_with_its_extra(missing, module, extra):

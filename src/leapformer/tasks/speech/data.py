@@ -25,8 +25,8 @@ class Utterances(torch.utils.data.Dataset[dict[str, Any]]):
     """A split: utterances in the order of the corpus, their features mapped from disk.
 
     An item has `input_features`, float32 [T, bins] normalised as by the processor, `transcript` and
-    `translation`, `id`, and where it is heard: the path `audio`, `start` and `duration` in seconds,
-    and `samples` at 16 kHz.
+    `translation`, `id`, and where it is heard: the path `audio`, `start` and `duration` in seconds
+    (None for the rest of the file), as `read_audio` takes them, and how many `samples` that gives.
 
     Args:
         table: what `prepare` wrote.

@@ -85,17 +85,11 @@ def prepare(
             "layout": found.layout,
             "seed": seed,
             "vocab_sizes": {"translation": len(translations), "transcript": len(transcripts)},
-            "splits": {
-                name: write_split(
-                    splits[name],
-                    whole / f"{name}.arrow",
-                    name,
-                    max_bad,
-                    moments if name == "train" else None,
-                )
-                for name in SPLITS
-            },
+            "splits": {},
         }
+        for name in SPLITS:
+            file, counted = whole / f"{name}.arrow", moments if name == "train" else None
+            about["splits"][name] = write_split(splits[name], file, name, max_bad, counted)
         mean, std = moments.statistics()
         extractor = LeaPformerFeatureExtractor(mean=mean, std=std)
         LeaPformerSpeechProcessor(extractor, translations).save_pretrained(whole / PROCESSOR)

@@ -144,7 +144,7 @@ def _batch(rows: list[tuple[Any, ...]]) -> pa.RecordBatch:
         [each.id for each in utterances],
         audio,
         [each.start for each in utterances],
-        [size / RATE for size in samples],
+        [each.duration for each in utterances],
         samples,
         [len(each) for each in frames],
         [each.transcript for each in utterances],
