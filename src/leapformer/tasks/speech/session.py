@@ -235,6 +235,7 @@ class TranslationSession:
             return ""
         self.take(after)
         self.last, self.written = token, self.written + 1
-        self.done = token == config.eos_token_id or self.written >= self.heard + SPARE
+        ends = token == config.eos_token_id
+        self.done = ends or self.written >= self.heard + SPARE
         tokenizer = self.translator.processor.tokenizer.backend_tokenizer
-        return "" if self.done else self.decoder.step(tokenizer, token) or ""
+        return "" if ends else self.decoder.step(tokenizer, token) or ""
