@@ -23,6 +23,8 @@ COMMANDS: dict[str, type] = {
     "lm compare": lm.Compare,
     "lm probe": probe.Probe,
     "speech prepare": speech.Prepare,
+    "speech train": speech.Train,
+    "speech translate": speech.Translate,
     "profile": bench.Profile,
     "bench attention": bench.BenchAttention,
     "bench language": bench.BenchLanguage,
@@ -33,6 +35,7 @@ PARSERS: dict[type, Callable[[type, list[str], str], Callable[[], None]]] = {
     lm.Train: lm.with_preset,
     lm.Compare: lm.with_preset,
     probe.Probe: probe.with_task,
+    speech.Train: speech.with_preset,
 }
 """Of the commands that have a recipe; the rest are what tyro makes of them."""
 GROUPS = {"-h", "--help", *(name.split()[0] for name in COMMANDS if " " in name)}

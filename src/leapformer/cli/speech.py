@@ -1,7 +1,14 @@
-"""Commands of simultaneous speech translation: `leapformer speech prepare`."""
+"""Commands of simultaneous speech translation: `leapformer speech prepare`, `train`, ..."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ..tasks.speech.recipes import SpeechRecipe, recipe
+from .options import numbers, peek
 
 DATA = Path("~/.cache/leapformer/speech/default")
 
@@ -61,3 +68,63 @@ class Prepare:
                 f"  {name}: {split['utterances']:,} utterances, {split['hours']:.2f} hours, "
                 f"{len(split['left_out'])} left out"
             )
+
+
+@dataclass
+class Train:
+    """Train a translator, and translate the test split as its stream would."""
+
+    out: Path
+    """Folder for the result, the model and the checkpoints. A killed run goes on from there."""
+    recipe: Annotated[SpeechRecipe, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands]
+    seed: int = 0
+    data: Path = DATA
+    """What `leapformer speech prepare` left."""
+
+    def __call__(self) -> None:
+        from ..tasks.processes import processes
+        from ..tasks.runs import RESULT
+        from ..tasks.speech.train import train
+
+        run = train(self.recipe, self.seed, self.out, self.data)
+        if processes().is_main_process:
+            for record in run["test"]:
+                waits = f"wait {record['wait']}" if record["wait"] else "wait for all"
+                print(
+                    f"  {waits}: BLEU {record['bleu']:.1f}, chrF {record['chrf']:.1f}, "
+                    f"{100 * record['exact']:.1f} % exactly right"
+                )
+            print(f"{run['parameters']:,} parameters; {self.out / RESULT}")
+
+
+@dataclass
+class Translate:
+    """Translate an audio file as if it were spoken now, printing as it goes."""
+
+    model: Path
+    """The folder `model` of a run."""
+    audio: Path
+    """wav, flac or mp3, of any rate."""
+    wait: str = "all"
+    """Units of the source to wait for before the first word, or all."""
+    piece: float = 0.1
+    """Seconds of sound that come in at once."""
+    times: bool = False
+    """Say at which second of the source each piece of text came."""
+
+    def __call__(self) -> None:
+        from ..tasks.speech.session import Translator, translate
+
+        wait = None if self.wait == "all" else numbers("--wait", self.wait)[0]
+        session = Translator.load(self.model, wait).session()
+        for second, text in translate(session, self.audio, self.piece):
+            print(f"{second:6.2f} s {text}\n" if self.times else text, end="", flush=True)
+        print()
+
+
+def with_preset(command: type[Train], words: list[str], prog: str) -> Callable[[], None]:
+    """The command that the words describe: --preset chooses its recipe, other options override the
+    recipe's fields by name."""
+    (preset,) = peek(words, preset="digits")
+    default = command(out=tyro.MISSING, recipe=recipe(preset))
+    return tyro.cli(command, args=words, prog=prog, default=default)

@@ -7,8 +7,9 @@ mechanisms, and the few encoder states that no token may see yet. Any number of 
 the model together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,10 @@ from numpy.typing import ArrayLike
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
+from ...models import LeaPformerSpeechProcessor
 from ...models.speech_encoder import EncoderState, SpeechEncoderOutput
 from ...models.speech_translation import LeaPformerForSpeechTranslation, LeaPformerSpeechCache
+from .audio import read_audio
 from .policy import WaitK
 
 SPARE = 10
@@ -47,6 +50,30 @@ class Translator:
         self.tail = model.encoder.subsampling.factor
         with torch.inference_mode():
             self.blank = self._blank()
+
+    @staticmethod
+    def load(folder: Path, k: int | None) -> "Translator":
+        """The translator that a run left in its folder `model`, on a GPU where there is one.
+
+        Raises FileNotFoundError and ValueError for a folder that holds none, weights that are cut
+        off, and a tokenizer of another vocabulary.
+        """
+        folder = folder.expanduser()
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"{folder} holds no model: give the folder `model` of a run")
+        try:
+            model = LeaPformerForSpeechTranslation.from_pretrained(str(folder))
+            processor = LeaPformerSpeechProcessor.from_pretrained(str(folder))
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(f"cannot read the model in {folder}: {reason}") from error
+        if len(processor.tokenizer) != model.config.vocab_size:
+            raise ValueError(
+                f"{folder}: the tokenizer has {len(processor.tokenizer)} tokens and the model "
+                f"{model.config.vocab_size}: they do not belong together"
+            )
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return Translator(model.to(device), processor, k)
 
     def session(self) -> "TranslationSession":
         """A new stream."""
@@ -239,3 +266,20 @@ class TranslationSession:
         self.done = ends or self.written >= self.heard + SPARE
         tokenizer = self.translator.processor.tokenizer.backend_tokenizer
         return "" if ends else self.decoder.step(tokenizer, token) or ""
+
+
+def translate(
+    session: TranslationSession, audio: Path, piece: float
+) -> Iterator[tuple[float, str]]:
+    """Push an audio file in pieces of so many seconds: pairs of the seconds heard and the text that
+    came then. Raises ValueError for an empty piece, and what `read_audio` raises."""
+    if piece <= 0:
+        raise ValueError(f"a piece has {piece} seconds: expected more than 0")
+    rate = session.translator.processor.feature_extractor.sampling_rate
+    samples = read_audio(audio)
+    size = max(1, int(piece * rate))
+    for begin in range(0, len(samples), size):
+        text = session.push(samples[begin : begin + size])
+        if text:
+            yield min(begin + size, len(samples)) / rate, text
+    yield len(samples) / rate, session.finish()
