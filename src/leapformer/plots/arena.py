@@ -44,8 +44,7 @@ def quality_throughput(results: list[dict[str, Any]], path: Path) -> None:
     panels[0].set_ylabel("test accuracy (%)")
     recipe = first["signature"]["recipe"]
     figure.suptitle(
-        f"{recipe['task']}, preset {recipe['preset']}: quality against throughput "
-        "(area: peak memory of a training step)",
+        f"{_run(recipe)}: quality against throughput (area: peak memory of a training step)",
         fontsize=11,
     )
     figure.savefig(path, dpi=150)
@@ -74,7 +73,7 @@ def curves(results: list[dict[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.25)
     panels[1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, frameon=False)
     recipe = results[0]["signature"]["recipe"]
-    figure.suptitle(f"{recipe['task']}, preset {recipe['preset']}: a line a run", fontsize=11)
+    figure.suptitle(f"{_run(recipe)}: a line a run", fontsize=11)
     figure.savefig(path, dpi=150)
 
 
@@ -202,3 +201,11 @@ def _majority(axes: Axes, value: float) -> None:
     )
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, value - 2), high + 0.06 * (high - low))
+
+
+def _run(recipe: dict[str, Any]) -> str:
+    """A recipe in words; what was overridden by hand is seen from its numbers."""
+    return (
+        f"{recipe['task']}, preset {recipe['preset']}, {recipe['max_length']:,} tokens, "
+        f"{recipe['steps']:,} steps of {recipe['batch_size']}"
+    )

@@ -34,7 +34,10 @@ def language_curves(results: list[dict[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.25)
     panels[1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, frameon=False)
     recipe = results[0]["signature"]["recipe"]
-    figure.suptitle(f"language model, preset {recipe['preset']}: a line a run", fontsize=11)
+    figure.suptitle(
+        f"language model, preset {recipe['preset']}, {recipe['steps']:,} steps: a line a run",
+        fontsize=11,
+    )
     figure.savefig(path, dpi=150)
 
 
