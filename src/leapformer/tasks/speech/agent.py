@@ -17,13 +17,14 @@ try:
     from simuleval.agents.actions import Action, ReadAction, WriteAction
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        f"{error}; evaluating streams needs it: pip install 'leapformer[simuleval]'"
+        f"{error}; evaluating streams needs it: pip install 'leapformer[simuleval]', then "
+        "pip install --no-deps simuleval==1.1.4 (its own pins clash with those of datasets)"
     ) from None
 
 from .session import Translator
 
 
-class LeaPformerAgent(SpeechToTextAgent):  # type: ignore[misc]
+class LeaPformerAgent(SpeechToTextAgent):
     """One `TranslationSession` after another, as SimulEval drives it."""
 
     def __init__(self, args: Namespace) -> None:

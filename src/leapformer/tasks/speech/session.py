@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
@@ -100,6 +100,14 @@ class Translator:
         for session in sessions:
             session.frames = np.concatenate([session.frames, session.features.finish()])
             session.ended = True
+        return self._advance(sessions)
+
+    @torch.inference_mode()
+    def translate(self, sources: Sequence[NDArray[np.float32]]) -> list[str]:
+        """What sessions write of these sources, frames [T, bins] as the extractor gives them."""
+        sessions = [self.session() for _ in sources]
+        for session, frames in zip(sessions, sources, strict=True):
+            session.frames, session.ended = frames, True
         return self._advance(sessions)
 
     def _blank(self) -> "Memory":
