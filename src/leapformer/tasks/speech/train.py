@@ -79,6 +79,7 @@ def train(recipe: SpeechRecipe, seed: int, out: Path, folder: Path) -> dict[str,
     }
     if recipe.recognition_steps:
         place = out / RECOGNITION
+        check_run(place, seed)
         _stage(recipe, seed, place, data, {**wanted, "task": "recognition"}, recognise=True)
     return _stage(recipe, seed, out, data, wanted, recognise=False)
 
@@ -140,6 +141,7 @@ def make_trainer(
         rows,
         recipe.micro_batch,
         prediction_loss_only=True,
+        label_names=["labels"],
         adam_beta2=recipe.adam_beta2,
         max_grad_norm=recipe.clip_norm,
         bf16=recipe.precision == "bfloat16",
