@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "zoo": OPS,
     "layers": ZOO,
     "models": LAYERS,
-    "bench": MODELS | HELPERS,
+    "bench": MODELS | HELPERS | {"tasks"},
     "tasks": MODELS | HELPERS,
     "cli": MODELS | HELPERS | {"bench", "tasks"},
     "__main__": {"cli"},

@@ -28,6 +28,7 @@ COMMANDS: dict[str, type] = {
     "profile": bench.Profile,
     "bench attention": bench.BenchAttention,
     "bench language": bench.BenchLanguage,
+    "bench speech": bench.BenchSpeech,
 }
 PARSERS: dict[type, Callable[[type, list[str], str], Callable[[], None]]] = {
     lra.Train: lra.with_task,

@@ -111,3 +111,49 @@ class Profile:
         )
         print(self.out.with_suffix(".md").read_text())
         print(f"{self.out}\npicture: {self.out.with_suffix('.png')}")
+
+
+@dataclass
+class BenchSpeech:
+    """What a translation stream costs over an hour of sound, and with many sessions at once."""
+
+    out: Path
+    """The JSON file; a picture is put beside it."""
+    preset: str = "digits"
+    """The recipe whose model is measured, with random weights."""
+    cross: str = "leap,softmax"
+    """Mechanisms of cross-attention, separated by commas; the first one has many sessions."""
+    sessions: list[int] = field(default_factory=lambda: [1, 10, 25, 50, 100])
+    minutes: int = 60
+    """Of sound, for one session."""
+    seconds: int = 20
+    """Of sound, for each of many sessions."""
+    wait: int = 3
+    """Units of the source before the first word."""
+    threads: int = 2
+
+    def __call__(self) -> None:
+        from ..bench.speech import run
+
+        result = run(
+            self.out,
+            self.preset,
+            attentions(self.cross),
+            self.sessions,
+            self.minutes,
+            self.seconds,
+            self.wait,
+            self.threads,
+        )
+        for record in result["one"]:
+            first, last = record["minutes"][0], record["minutes"][-1]
+            print(
+                f"{record['attention']}: real-time factor {first['real_time_factor']:.4f} and "
+                f"{first['state_bytes']:,} bytes after a minute, {last['real_time_factor']:.4f} "
+                f"and {last['state_bytes']:,} bytes after {last['minute']}"
+            )
+        for record in result["many"]:
+            print(
+                f"{record['sessions']} sessions: real-time factor {record['real_time_factor']:.3f}"
+            )
+        print(f"{self.out}\npicture: {self.out.with_suffix('.png')}")

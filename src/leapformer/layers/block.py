@@ -31,6 +31,14 @@ class BlockState:
             None if self.cross is None else self.cross.select(rows),
         )
 
+    @property
+    def nbytes(self) -> int:
+        """What it holds, in bytes."""
+        kept = [self.recent]
+        for state in (self.attention, self.cross):
+            kept += [] if state is None else vars(state).values()
+        return sum(x.nbytes for x in kept if x is not None)
+
     @staticmethod
     def cat(states: Sequence["BlockState"]) -> "BlockState":
         """The rows of several states, one behind the other."""

@@ -1,7 +1,5 @@
 """What a causal model remembers between calls, as transformers' `generate` wants it."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from transformers import Cache
@@ -74,10 +72,7 @@ class LeaPformerCache(Cache):
     @property
     def nbytes(self) -> int:
         """What the states hold, in bytes."""
-        kept: list[Any] = [state.attention for state in self.states]
-        tensors = [x for state in kept for x in vars(state).values()]
-        tensors += [state.recent for state in self.states if state.recent is not None]
-        return sum(x.nbytes for x in tensors)
+        return sum(state.nbytes for state in self.states)
 
     @property
     def is_croppable(self) -> bool:

@@ -78,6 +78,13 @@ class EncoderState:
     counted: Tensor | None = None
     states: Tensor | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """What it holds, in bytes."""
+        kept = [*(self.recent or ()), self.counted, self.states]
+        own = sum(x.nbytes for x in kept if x is not None)
+        return own + sum(block.nbytes for block in self.blocks)
+
     @staticmethod
     def cat(states: Sequence["EncoderState"]) -> "EncoderState":
         """The rows of several states, all of which have read something, one behind the other."""

@@ -3,6 +3,7 @@
 from .arena import arena, curves, quality_throughput, samples
 from .language import language_bench, language_curves, language_lengths
 from .probe import probe
+from .speech import speech_bench
 from .speed import attention_bench, profile
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "profile",
     "quality_throughput",
     "samples",
+    "speech_bench",
 ]

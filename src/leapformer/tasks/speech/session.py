@@ -187,6 +187,13 @@ class Memory:
     decoder: LeaPformerSpeechCache
     source: SpeechEncoderOutput
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of it."""
+        return (
+            self.encoder.nbytes + self.decoder.nbytes + sum(x.nbytes for x in self.source.values())
+        )
+
 
 class TranslationSession:
     """One speaker. `Translator.session` makes it.
@@ -225,6 +232,11 @@ class TranslationSession:
         Raises RuntimeError the second time.
         """
         return self.translator.finish([self])[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the session keeps between two pieces, but for the few last samples."""
+        return self.memory.nbytes + self.frames.nbytes
 
     def check_open(self) -> None:
         """Raises RuntimeError where the source is over."""

@@ -1,0 +1,47 @@
+"""Speech translation: what a stream costs."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from .signs import signs
+
+
+def speech_bench(bench: dict[str, Any], path: Path) -> None:
+    """Work and state of one session over the minutes it has heard; the real-time factor of many
+    sessions together. `bench` is that of `leapformer bench speech`."""
+    recipe = bench["signature"]["recipe"]
+    sign = signs(recipe["cross_attention"])
+    figure = Figure(figsize=(14.0, 4.2), layout="constrained")
+    work, memory, many = figure.subplots(1, 3)
+    for record in bench["one"]:
+        look = sign[record["attention"]] | {"marker": "", "linewidth": 1.2}
+        minutes = [one["minute"] for one in record["minutes"]]
+        label = f"{record['attention']} cross-attention"
+        factors = [one["real_time_factor"] for one in record["minutes"]]
+        kept = [one["state_bytes"] / 2**10 for one in record["minutes"]]
+        work.plot(minutes, factors, label=label, **look)
+        memory.plot(minutes, kept, label=label, **look)
+    work.set_ylabel("seconds of computing a second of sound")
+    memory.set_ylabel("state (KiB)")
+    memory.set_yscale("log")
+    for axes in (work, memory):
+        axes.set_xlabel("minutes heard")
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=8)
+    work.set_ylim(bottom=0)
+    counts = [record["sessions"] for record in bench["many"]]
+    many.plot(counts, [record["real_time_factor"] for record in bench["many"]], marker="o")
+    many.axhline(1, color="grey", linestyle=":", linewidth=1)
+    many.set_xlabel(f"sessions at once ({recipe['cross_attention'][0]}; dotted: real time)")
+    many.set_ylabel("seconds of computing a second of all")
+    many.set_ylim(bottom=0)
+    many.grid(alpha=0.25)
+    machine = bench["signature"]["machine"]
+    figure.suptitle(
+        f"streams, preset {recipe['preset']}, wait {recipe['wait']}: "
+        f"{machine['gpu'] or machine['processor']}, {machine['threads']} thread(s)",
+        fontsize=11,
+    )
+    figure.savefig(path, dpi=150)
