@@ -5,7 +5,6 @@ import json
 import matplotlib.image
 import pytest
 
-from leapformer.bench import speech
 from leapformer.cli import main
 
 
