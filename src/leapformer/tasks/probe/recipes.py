@@ -32,7 +32,7 @@ class ProbeRecipe:
 
     num_hidden_layers: int = 2
     hidden_size: int = 64
-    num_attention_heads: int = 2
+    num_attention_heads: int = 1
     intermediate_size: int = 256
     position_embedding: str = "none"
     short_convolution: int = 4
@@ -40,14 +40,14 @@ class ProbeRecipe:
     """r of LeaP; None is head_dim / 4."""
     features: int = 128
     """Performer's random features."""
-    initializer_range: float = 0.1
+    initializer_range: float = 0.5
 
     batch_size: int = 32
     """Rows a step, over all processes."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 6e-3
     weight_decay: float = 0.01
     warmup_steps: int = 100
-    steps: int = 2000
+    steps: int = 1500
     """The learning rate rises linearly for `warmup_steps` and falls to 0 along a cosine."""
     clip_norm: float = 1.0
     evaluate_every: int = 500

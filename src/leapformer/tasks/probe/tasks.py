@@ -32,15 +32,15 @@ def copy(recipe: ProbeRecipe, length: int, chance: np.random.Generator) -> tuple
 
 
 def phonebook(recipe: ProbeRecipe, length: int, chance: np.random.Generator) -> tuple[Ids, Ids]:
-    """A book of so many entries `name number`, then `<ask> name <answer>`; the answer is the
-    number and `<eos>`. Names differ, numbers need not."""
+    """A book of so many entries `name number`, then `<ask> name`; the answer is the number,
+    as in the book, and `<eos>`. Names differ, numbers need not."""
     places = recipe.letters ** np.arange(recipe.name_length)
     drawn = chance.choice(recipe.letters**recipe.name_length, length, replace=False)
     names = LETTER + drawn[:, None] // places % recipe.letters
     numbers = DIGIT + chance.integers(10, size=(length, recipe.number_length))
     asked = chance.integers(length)
     book = np.concatenate([names, numbers], 1).ravel()
-    return np.array([BOS, *book, ASK, *names[asked], ANSWER]), np.array([*numbers[asked], EOS])
+    return np.array([BOS, *book, ASK, *names[asked]]), np.array([*numbers[asked], EOS])
 
 
 SAMPLERS: dict[str, Callable[[ProbeRecipe, int, np.random.Generator], tuple[Ids, Ids]]] = {
