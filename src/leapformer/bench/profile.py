@@ -16,14 +16,18 @@ import torch
 
 from .. import plots
 from ..layers import MultiHeadAttention
-from ..models import LeaPformerConfig, LeaPformerForSequenceClassification
+from ..models import (
+    LeaPformerConfig,
+    LeaPformerForCausalLM,
+    LeaPformerForSequenceClassification,
+)
 from ..results import markdown, signature, writable_folder, write_json
 from ..timing import peak_bytes, seconds, spread
 from ..timing import threads as limited
 from ..zoo import ATTENTIONS, attention_class
 
 BASELINE = "softmax"
-CASES = (("layer", "all"), ("layer", "causal"), ("model", "all"))
+CASES = (("layer", "all"), ("layer", "causal"), ("model", "all"), ("model", "causal"))
 PASSES = ("forward", "training")
 
 
@@ -125,7 +129,8 @@ def _expected_bytes(
 def _work(
     scope: str, name: str, visible: str, length: int, hidden: int, heads: int, batch: int
 ) -> dict[str, Callable[[], object]]:
-    """The passes of one layer or of the classifier, on random input of full length."""
+    """The passes of one layer or of a model, the classifier or the language model, on random input
+    of full length."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     module: torch.nn.Module
     if scope == "layer":
@@ -147,11 +152,13 @@ def _work(
             max_position_embeddings=length,
             pad_token_id=None,
         )
-        module = LeaPformerForSequenceClassification(config)
+        kind = LeaPformerForCausalLM if visible == "causal" else LeaPformerForSequenceClassification
+        module = kind(config)
         ids = torch.randint(256, (batch, length), device=device)
+        no_cache = {"use_cache": False} if visible == "causal" else {}
 
         def forward() -> torch.Tensor:
-            y: torch.Tensor = module(ids).logits
+            y: torch.Tensor = module(ids, **no_cache).logits
             return y.sum()
 
     module.to(device)
