@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from leapformer.tasks.files import SPLITS
-from leapformer.tasks.lm import data
+from leapformer.tasks.lm import prepare as preparing
 from leapformer.tasks.lm.data import Collator, Rows, Tokens, load
 from leapformer.tasks.lm.prepare import prepare
 from leapformer.tasks.lm.recipes import LMRecipe
@@ -178,7 +178,7 @@ def test_documents_are_read_one_at_a_time(tmp_path, monkeypatch, vocabulary):
             most.append(len(alive))
             yield document
 
-    monkeypatch.setattr(data, "read", lambda source: Source("novels", {"train": reader}))
+    monkeypatch.setattr(preparing, "read", lambda source: Source("novels", {"train": reader}))
     prepare(tmp_path, tmp_path / "made", vocabulary, 300 if vocabulary == "bpe" else None)
     assert len(load(tmp_path / "made")[0]["train"].parts) == 290
     assert len(most) >= 4 * 300
@@ -196,7 +196,7 @@ def test_what_is_there_is_not_written_over(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_refused_before_a_document_is_read(tmp_path, monkeypatch):
     unread = Source("novels", {"train": lambda: pytest.fail("read")})
-    monkeypatch.setattr(data, "read", lambda source: unread)
+    monkeypatch.setattr(preparing, "read", lambda source: unread)
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="choose another folder with --out"):
         prepare(tmp_path, tmp_path / "file" / "made", "bytes")
@@ -217,7 +217,7 @@ STEPS = [
     (pa, "OSFile"),
     (DatasetDict, "save_to_disk"),
     (PreTrainedTokenizerFast, "save_pretrained"),
-    (data, "write_json"),
+    (preparing, "write_json"),
 ]
 
 

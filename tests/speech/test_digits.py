@@ -134,6 +134,11 @@ def test_files_are_16_khz_of_16_bits_and_never_digital_silence(corpus):
         assert 0 < np.abs(start).max() < 1e-3
 
 
+def test_splits_say_different_things(corpus):
+    said = [[each.transcript for each in read(corpus).splits[split]()] for split in SPLITS]
+    assert not any(set(one[:12]) & set(two[:12]) for one, two in pairwise([*said, said[0]]))
+
+
 def content(folder: Path, pattern: str) -> str:
     files = sorted(folder.rglob(pattern))
     assert files

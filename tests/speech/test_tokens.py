@@ -111,6 +111,20 @@ def test_no_text_is_a_special_token(tokenizer, text):
         assert set(normalized(text)) - set("".join(TEXTS))
 
 
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("ﬁ … \uff21e\u0301", "fi ... Aé"),
+        ("\ta\xa0\n\0 b\u3000", "a b"),
+        ("▁a▅▁b", "a b"),
+        ("<s>\uff1cpad\uff1e</s><unk><x>", "< s>< pad>< /s>< unk><x>"),
+        ("a\u200db", "a\u200db"),
+    ],
+)
+def test_normal_forms(text, normal):
+    assert normalized(text) == normal
+
+
 @given(texts)
 def test_normal_form_is_final(text):
     found = normalized(text)
