@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from leapformer.tasks.lm import data as lm
+from leapformer.tasks.lm import prepare as lm
 from leapformer.tasks.lm.recipes import recipe
 from leapformer.tasks.lm.train import train
 from leapformer.tasks.lra.data import prepare

@@ -224,7 +224,7 @@ CAUSAL = [name for name, kind in ATTENTIONS.items() if kind.traits.causal]
         ({"attentions": ["leap", "flash"]}, "unknown attention 'flash'"),
         ({"attentions": ["leap", "bigbird"]}, "cannot hide .* from " + ", ".join(CAUSAL) + "$"),
         ({"attentions": []}, "at least one attention"),
-        ({"seeds": []}, "at least one attention, one seed"),
+        ({"seeds": []}, "at least one attention and one seed"),
         ({"seeds": [0, -1]}, "seed -1 is negative"),
         ({"rounds": 0}, "one round of timing"),
         ({"also": ["empty.txt"]}, "empty.txt: no text in it"),

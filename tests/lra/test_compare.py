@@ -129,7 +129,7 @@ def test_another_recipe_in_the_same_folder_is_refused(copied, tiny, folder):
     [
         (["leap", "flash"], [0], "unknown attention 'flash'"),
         ([], [0], "at least one attention"),
-        (["leap"], [], "at least one attention, one seed"),
+        (["leap"], [], "at least one attention and one seed"),
     ],
 )
 def test_bad_lists_are_refused_before_anything_is_written(tiny, tmp_path, names, seeds, fault):
