@@ -236,11 +236,14 @@ def truncate(folder):
 
 
 FAULTS = {
-    "no folder": (shutil.rmtree, "holds no model: give the folder `model` of a run"),
+    "no folder": (shutil.rmtree, "holds no model, .*: give the folder `model` of a run"),
     "no model": (lambda x: (x / "config.json").unlink(), "holds no model"),
     "no weights": (lambda x: (x / "model.safetensors").unlink(), "cannot read the model"),
     "weights cut off": (truncate, "cannot read the model in .*"),
-    "no tokenizer": (lambda x: (x / "tokenizer.json").unlink(), "tokenizer.json is missing"),
+    "no tokenizer": (
+        lambda x: (x / "tokenizer.json").unlink(),
+        "holds no model, tokenizer.json is missing",
+    ),
     "no JSON": (lambda x: (x / "config.json").write_text("{"), "cannot read the model"),
     "no tokens": (lambda x: (x / "tokenizer.json").write_text("{}"), "cannot read the model"),
 }

@@ -254,7 +254,8 @@ def truncate(folder):
     [
         (shutil.rmtree, "holds no model"),
         (truncate, "cannot read the model"),
-        (lambda x: (x / "tokenizer.json").unlink(), "cannot read the model"),
+        (lambda x: (x / "tokenizer.json").unlink(), "tokenizer.json is missing"),
+        (lambda x: (x / "processor_config.json").unlink(), "cannot read the model"),
     ],
 )
 def test_a_damaged_model_is_one_line(learned, tmp_path, capsys, damage, cure):

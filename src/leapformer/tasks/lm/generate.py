@@ -16,34 +16,15 @@ from transformers import (
 )
 
 from ...models import LeaPformerCache, LeaPformerForCausalLM
+from ..pretrained import load_pretrained
 from .corpus import text_of
 from .data import Tokens, encode, fingerprint, load
 from .evaluate import check_length
 
 
 def load_model(folder: Path) -> tuple[LeaPformerForCausalLM, PreTrainedTokenizerFast]:
-    """The model and the tokenizer that a run left.
-
-    Raises FileNotFoundError and ValueError for a folder that is none, for weights that are cut off
-    and for a tokenizer of another vocabulary.
-    """
-    folder = folder.expanduser()
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no model: give the folder `model` of a run")
-    fingerprint(folder)
-    try:
-        model = LeaPformerForCausalLM.from_pretrained(str(folder))
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"cannot read the model in {folder}: {reason}") from error
-    if len(tokenizer) != model.config.vocab_size:
-        raise ValueError(
-            f"{folder}: the tokenizer has {len(tokenizer)} tokens and the model "
-            f"{model.config.vocab_size}: they do not belong together"
-        )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device).eval(), tokenizer
+    """The language model and the tokenizer that a run left; raises as `load_pretrained`."""
+    return load_pretrained(folder, LeaPformerForCausalLM, PreTrainedTokenizerFast)
 
 
 def go_on(

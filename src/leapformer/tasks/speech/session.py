@@ -21,6 +21,7 @@ from torch import Tensor
 from ...models import LeaPformerSpeechProcessor
 from ...models.speech_encoder import EncoderState, SpeechEncoderOutput
 from ...models.speech_translation import LeaPformerForSpeechTranslation, LeaPformerSpeechCache
+from ..pretrained import load_pretrained
 from .audio import read_audio
 from .policy import WaitK
 
@@ -53,27 +54,11 @@ class Translator:
 
     @staticmethod
     def load(folder: Path, k: int | None) -> "Translator":
-        """The translator that a run left in its folder `model`, on a GPU where there is one.
-
-        Raises FileNotFoundError and ValueError for a folder that holds none, weights that are cut
-        off, and a tokenizer of another vocabulary.
-        """
-        folder = folder.expanduser()
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"{folder} holds no model: give the folder `model` of a run")
-        try:
-            model = LeaPformerForSpeechTranslation.from_pretrained(str(folder))
-            processor = LeaPformerSpeechProcessor.from_pretrained(str(folder))
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"cannot read the model in {folder}: {reason}") from error
-        if len(processor.tokenizer) != model.config.vocab_size:
-            raise ValueError(
-                f"{folder}: the tokenizer has {len(processor.tokenizer)} tokens and the model "
-                f"{model.config.vocab_size}: they do not belong together"
-            )
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return Translator(model.to(device), processor, k)
+        """The translator that a run left in its folder `model`; raises as `load_pretrained`."""
+        model, processor = load_pretrained(
+            folder, LeaPformerForSpeechTranslation, LeaPformerSpeechProcessor
+        )
+        return Translator(model, processor, k)
 
     def session(self) -> "TranslationSession":
         """A new stream."""

@@ -1,0 +1,38 @@
+"""Models that a run left, with what reads and writes for them."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from transformers import PreTrainedModel
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+def load_pretrained(folder: Path, kind: type[Model], reader: Any) -> tuple[Model, Any]:
+    """The model in the folder `model` of a run, on a GPU where there is one and ready to be used,
+    and its tokenizer or processor, of the class `reader`.
+
+    Raises FileNotFoundError and ValueError for a folder that holds none, for weights that are cut
+    off and for a tokenizer of another vocabulary.
+    """
+    folder = folder.expanduser()
+    for name in ("config.json", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{folder} holds no model, {name} is missing: give the folder `model` of a run"
+            )
+    try:
+        model = kind.from_pretrained(str(folder))
+        reads = reader.from_pretrained(str(folder))
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"cannot read the model in {folder}: {reason}") from error
+    size = len(getattr(reads, "tokenizer", reads))
+    if size != model.config.vocab_size:
+        raise ValueError(
+            f"{folder}: the tokenizer has {size} tokens and the model {model.config.vocab_size}: "
+            "they do not belong together"
+        )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device).eval(), reads
