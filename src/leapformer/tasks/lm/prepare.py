@@ -45,7 +45,7 @@ def prepare(
         raise FileExistsError(f"{out} is there already: delete it, or choose another --out")
     writable_folder(out.parent)
     splits = _held_out(found.splits, held_out, seed)
-    texts = (d.text for d in tqdm(splits["train"](), desc="tokenizer", unit="text", leave=False))
+    texts = (document.text for document in splits["train"]())
     tokenizer = train_tokenizer(vocabulary, texts, vocab_size)
 
     half = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))

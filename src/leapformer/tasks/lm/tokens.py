@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from ...ops.checks import known
@@ -42,6 +43,7 @@ def train_tokenizer(
         exactly = "exactly" if kind == "bytes" else "at least"
         raise ValueError(f"vocab_size is {vocab_size}: {kind} has {exactly} {least}")
     if kind == "words":
+        texts = tqdm(texts, desc="words", unit="text", leave=False)
         tokenizer = Tokenizer(models.WordLevel(_words(texts, vocab_size), UNKNOWN))
         tokenizer.normalizer = normalizers.Sequence(
             [normalizers.Replace(END, UNKNOWN), normalizers.Replace("\n", f" {END} ")]
@@ -57,8 +59,9 @@ def train_tokenizer(
         tokenizer.decoder = decoders.ByteLevel()
     if kind == "bpe":
         trainer = trainers.BpeTrainer(
-            vocab_size=size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+            vocab_size=size, special_tokens=[END], initial_alphabet=alphabet, show_progress=True
         )
+        # Its threads take the texts: no tqdm among them, whose lock another thread may hold.
         tokenizer.train_from_iterator((piece for text in texts for piece in pieces(text)), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
