@@ -1,8 +1,8 @@
 """How much has been said so far: an address for cross-attention, without any length.
 
 Proportions learned from content do not say where in the source a unit stands, so a linear
-cross-attention confuses units of the same kind: half its mistakes are another number's value in the
-right place. Learned progress is a monotone count that the model learns of what it has heard,
+cross-attention confuses units of the same kind. Learned progress is a monotone count that the model
+learns of what it has heard,
 
     s_j = sum over l <= j of sigmoid(w . x_l)
 

@@ -20,8 +20,9 @@ from leapformer.tasks.speech.batches import ByLength, Collator, hidden
 from leapformer.tasks.speech.data import load
 from leapformer.tasks.speech.prepare import prepare
 from leapformer.tasks.speech.recipes import RECIPES, recipe
-from leapformer.tasks.speech.session import Translator, translate
+from leapformer.tasks.speech.session import translate
 from leapformer.tasks.speech.train import RECOGNITION, train
+from leapformer.tasks.speech.translator import Translator
 
 RATE = 16_000
 TONES = {"low": 300.0, "mid": 900.0, "high": 2500.0}

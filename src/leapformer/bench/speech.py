@@ -19,7 +19,7 @@ from ..models import (
 )
 from ..results import signature, writable_folder, write_json
 from ..tasks.speech.recipes import recipe
-from ..tasks.speech.session import Translator
+from ..tasks.speech.translator import Translator
 from ..timing import spread
 from ..timing import threads as limited
 

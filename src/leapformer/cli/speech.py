@@ -27,6 +27,9 @@ class Prepare:
     """Languages, such as en-de; digits have en-de and en-fr."""
     vocab_size: int = 10_000
     """Pieces of a vocabulary; fewer where the texts have no more."""
+    piece_length: int | None = None
+    """Characters of a piece at most; None: 16, and 7 for digits, whose numbers would otherwise be a
+    piece each."""
     shared_vocabulary: bool = False
     """One vocabulary for transcripts and translations."""
     held_out: int = 200
@@ -52,6 +55,7 @@ class Prepare:
             self.corpus,
             self.pair,
             self.vocab_size,
+            self.piece_length,
             self.shared_vocabulary,
             self.held_out,
             self.max_bad,
@@ -113,7 +117,8 @@ class Translate:
     """Say at which second of the source each piece of text came."""
 
     def __call__(self) -> None:
-        from ..tasks.speech.session import Translator, translate
+        from ..tasks.speech.session import translate
+        from ..tasks.speech.translator import Translator
 
         wait = None if self.wait == "all" else numbers("--wait", self.wait)[0]
         session = Translator.load(self.model, wait).session()

@@ -21,9 +21,10 @@ from .classifier import LeaPformerForSequenceClassification
 from .configuration import LeaPformerConfig
 from .language_model import LeaPformerForCausalLM
 from .speech_configuration import LeaPformerSpeechConfig
+from .speech_decoder import LeaPformerSpeechCache
 from .speech_features import FeatureStream, LeaPformerFeatureExtractor
 from .speech_processor import LeaPformerSpeechProcessor
-from .speech_translation import LeaPformerForSpeechTranslation, LeaPformerSpeechCache
+from .speech_translation import LeaPformerForSpeechTranslation
 
 AutoConfig.register("leapformer", LeaPformerConfig, exist_ok=True)
 AutoModel.register(LeaPformerConfig, LeaPformerModel, exist_ok=True)

@@ -19,6 +19,9 @@ from ..zoo import ATTENTIONS, attention_class
 from .cache import LeaPformerCache
 from .configuration import LeaPformerConfig
 
+IGNORED = -100
+"""The label of what is not predicted, as in torch's losses."""
+
 
 def check_trait(attention: str, trait: str, what: str) -> None:
     """Raises ValueError, with the names of those that can, for a mechanism that cannot do it."""

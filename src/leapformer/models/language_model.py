@@ -8,12 +8,9 @@ from transformers import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
-from .base import LeaPformerModel, LeaPformerPreTrainedModel
+from .base import IGNORED, LeaPformerModel, LeaPformerPreTrainedModel
 from .cache import LeaPformerCache
 from .configuration import LeaPformerConfig
-
-IGNORED = -100
-"""The label of what is not predicted."""
 
 
 class LeaPformerForCausalLM(LeaPformerPreTrainedModel, GenerationMixin):

@@ -2,12 +2,20 @@
 
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 
+from .base import IGNORED
 from .speech_features import LeaPformerFeatureExtractor, Samples
 
-IGNORED = -100
-"""In labels: padding, which the loss of the library leaves out."""
+
+def padded_labels(tokenizer: PreTrainedTokenizerFast, texts: list[str], end: bool = True) -> Tensor:
+    """Ids of the texts, int64 [B, N], -100 behind them; with or without the end of each."""
+    rows = [tokenizer(text)["input_ids"][: None if end else -1] for text in texts]
+    ids = [torch.tensor(row, dtype=torch.int64) for row in rows]
+    return pad_sequence(ids, batch_first=True, padding_value=IGNORED)
 
 
 class LeaPformerSpeechProcessor(ProcessorMixin):
@@ -53,11 +61,8 @@ class LeaPformerSpeechProcessor(ProcessorMixin):
             )
             batch.update(found)
         if text is not None:
-            rows = self.tokenizer([text] if isinstance(text, str) else list(text), padding=True)
-            labels = [
-                [i if real else IGNORED for i, real in zip(ids, mask, strict=True)]
-                for ids, mask in zip(rows["input_ids"], rows["attention_mask"], strict=True)
-            ]
+            texts = [text] if isinstance(text, str) else list(text)
+            labels = padded_labels(self.tokenizer, texts).tolist()
             batch.update(BatchFeature({"labels": labels}, tensor_type=return_tensors))
         return batch
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...models.language_model import IGNORED
+from ...models.base import IGNORED
 from .recipes import ProbeRecipe
 
 PAD, BOS, EOS, ASK, ANSWER = range(5)

@@ -21,7 +21,7 @@ except ModuleNotFoundError as error:
         "pip install --no-deps simuleval==1.1.4 (its own pins clash with those of datasets)"
     ) from None
 
-from .session import Translator
+from .translator import Translator
 
 
 class LeaPformerAgent(SpeechToTextAgent):

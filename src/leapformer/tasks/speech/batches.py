@@ -9,9 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerFast
 
-from ...models.language_model import IGNORED
+from ...models.speech_processor import padded_labels
 from .data import SpeechData
 from .recipes import SpeechRecipe
 
@@ -54,13 +53,13 @@ class Collator:
             "attention_mask": (torch.arange(features.shape[1]) < lengths.unsqueeze(1)).long(),
         }
         if self.recognise:
-            return {**batch, "labels": labels(self.data.transcript_tokenizer, transcripts)}
-        batch["labels"] = labels(
+            return {**batch, "labels": padded_labels(self.data.transcript_tokenizer, transcripts)}
+        batch["labels"] = padded_labels(
             self.data.processor.tokenizer, [item["translation"] for item in items]
         )
         if self.recipe.ctc_weight:
             ends = self.data.transcript_tokenizer
-            batch["ctc_labels"] = labels(ends, transcripts, end=False)
+            batch["ctc_labels"] = padded_labels(ends, transcripts, end=False)
         wait = self.recipe.validation_wait
         if self.training:
             wait = int(chance.choice(self.recipe.waits))
@@ -102,13 +101,6 @@ class ByLength(torch.utils.data.Sampler[int]):
         last = [] if len(batches[-1]) == self.batch else [batches.pop()]
         chance.shuffle(batches)
         yield from np.concatenate([*batches, *last]).tolist()
-
-
-def labels(tokenizer: PreTrainedTokenizerFast, texts: list[str], end: bool = True) -> Tensor:
-    """Ids of the texts [B, N], -100 behind them; with or without the end of each."""
-    rows = [tokenizer(text)["input_ids"][: None if end else -1] for text in texts]
-    ids = [torch.tensor(row, dtype=torch.int64) for row in rows]
-    return pad_sequence(ids, batch_first=True, padding_value=IGNORED)
 
 
 def hidden(frames: Tensor, recipe: SpeechRecipe, chance: np.random.Generator) -> Tensor:

@@ -8,7 +8,7 @@ from tqdm import tqdm
 from ...models import LeaPformerForSpeechTranslation
 from .data import SpeechData
 from .recipes import SpeechRecipe
-from .session import Translator
+from .translator import Translator
 
 
 def quality(

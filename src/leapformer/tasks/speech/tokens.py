@@ -37,12 +37,16 @@ def normalized(text: str) -> str:
     return found
 
 
-def train_unigram(texts: Iterable[str], vocab_size: int) -> bytes:
-    """A sentencepiece model of `vocab_size` pieces, special ones included; fewer where the texts
-    have no more. The same texts give the same model.
+def train_unigram(texts: Iterable[str], vocab_size: int, piece_length: int = 16) -> bytes:
+    """A sentencepiece model of `vocab_size` pieces, special ones included, each of at most
+    `piece_length` characters; fewer where the texts have no more. The same texts give the same
+    model.
 
-    Raises ValueError for texts without a word, and for a size below the number of their characters.
+    Raises ValueError for texts without a word, for a size below the number of their characters, and
+    for a length below 1.
     """
+    if piece_length < 1:
+        raise ValueError(f"piece_length is {piece_length}: expected at least 1")
     rows = [row for row in map(normalized, texts) if row]
     if not rows:
         raise ValueError("there is no text to make a vocabulary of")
@@ -62,6 +66,7 @@ def train_unigram(texts: Iterable[str], vocab_size: int) -> bytes:
         model_type="unigram",
         vocab_size=vocab_size,
         hard_vocab_limit=False,
+        max_sentencepiece_length=piece_length,
         character_coverage=1.0,
         normalization_rule_name="identity",
         max_sentence_length=2**30,
