@@ -4,10 +4,11 @@ Proportions learned from content do not say where in the source a unit stands, s
 cross-attention confuses units of the same kind. Learned progress is a monotone count that the model
 learns of what it has heard,
 
-    s_j = sum over l <= j of sigmoid(w . x_l)
+    s_j = sum over l <= j of sigmoid(w . x_l + b - 2)
 
-over the source states x. It is encoded sinusoidally, projected and added to the keys; the index of
-the target token, encoded alike, is added to the queries. In a stream it is one running sum.
+over the source states x; at the start a state counts for about an eighth. It is encoded
+sinusoidally, projected and added to the keys; the index of the target token, encoded alike, is added
+to the queries. In a stream it is one running sum.
 """
 
 import torch
@@ -19,18 +20,11 @@ class Progress(nn.Module):
 
     Args:
         hidden: width of x.
-        slow: where the bias starts: a state then counts for sigmoid(slow), an eighth by default.
     """
 
-    def __init__(self, hidden: int, slow: float = -2.0) -> None:
+    def __init__(self, hidden: int) -> None:
         super().__init__()
         self.rate = nn.Linear(hidden, 1)
-        self.slow = slow
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Every state counts alike but for small differences."""
-        nn.init.constant_(self.rate.bias, self.slow)
 
     def forward(
         self, x: Tensor, mask: Tensor | None = None, before: Tensor | None = None
@@ -39,7 +33,7 @@ class Progress(nn.Module):
         up to here, in a stream."""
         if mask is not None:
             x = x.masked_fill(~mask.unsqueeze(-1), 0)
-        rate = torch.sigmoid(self.rate(x).squeeze(-1).double())
+        rate = torch.sigmoid(self.rate(x).squeeze(-1).double() - 2)
         if mask is not None:
             rate = rate.masked_fill(~mask, 0)
         count = rate.cumsum(1)

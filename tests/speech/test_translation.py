@@ -231,6 +231,12 @@ def test_progress_in_pieces_is_progress_at_once(pieces):
     assert (whole.diff(dim=1) > 0).all()
 
 
+def test_a_new_model_counts_about_an_eighth_for_a_state():
+    states = build().encoder(torch.randn(4, 400, 5, dtype=torch.float64))
+    rates = states.progress.diff(dim=1)
+    assert 0.08 < rates.mean() < 0.2
+
+
 def test_padding_makes_no_progress():
     progress, x = Progress(4), torch.randn(1, 6, 4)
     mask = torch.tensor([[True, True, False, True, False, False]])

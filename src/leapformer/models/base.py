@@ -14,7 +14,6 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..layers import MultiHeadAttention, ShortConvolution, TokenEmbedding, TransformerBlock
 from ..ops import token_positions
-from ..progress import Progress
 from ..zoo import ATTENTIONS, attention_class
 from .cache import LeaPformerCache
 from .configuration import LeaPformerConfig
@@ -81,7 +80,7 @@ class LeaPformerPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, nn.Linear):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-        if isinstance(module, ShortConvolution | Progress):
+        if isinstance(module, ShortConvolution):
             module.reset_parameters()
 
 
