@@ -7,8 +7,8 @@ learns of what it has heard,
     s_j = sum over l <= j of sigmoid(w . x_l + b - 2)
 
 over the source states x; at the start a state counts for about an eighth. It is encoded
-sinusoidally, projected and added to the keys; the index of the target token, encoded alike, is added
-to the queries. In a stream it is one running sum.
+sinusoidally, projected and added to the keys; the index of the target token, encoded alike, is
+added to the queries. In a stream it is one running sum.
 """
 
 import torch

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,65 +16,10 @@ from leapformer.cli import main
 from leapformer.tasks.runs import RESULT
 from leapformer.tasks.speech.audio import read_audio
 from leapformer.tasks.speech.batches import ByLength, Collator, hidden
-from leapformer.tasks.speech.data import load
-from leapformer.tasks.speech.prepare import prepare
 from leapformer.tasks.speech.recipes import RECIPES, recipe
 from leapformer.tasks.speech.session import translate
 from leapformer.tasks.speech.train import RECOGNITION, train
 from leapformer.tasks.speech.translator import Translator
-
-RATE = 16_000
-TONES = {"low": 300.0, "mid": 900.0, "high": 2500.0}
-GERMAN = {"low": "tief", "mid": "mittel", "high": "hoch"}
-
-
-def tones(root):
-    """A manifest of one to three tones."""
-    for s, (split, count) in enumerate({"train": 160, "validation": 15, "test": 15}.items()):
-        chance = np.random.default_rng(s)
-        (root / split).mkdir(parents=True)
-        rows = ["id\taudio\ttranscript\ttranslation"]
-        for i in range(count):
-            words = chance.choice(list(TONES), 1 + i % 3).tolist()
-            time = np.arange(int(RATE * chance.uniform(0.15, 0.25))) / RATE
-            sound = [0.3 * np.sin(2 * np.pi * TONES[word] * time) for word in words]
-            noise = chance.normal(0, 0.003, len(words) * len(time))
-            soundfile.write(root / split / f"{i}.wav", np.concatenate(sound) + noise, RATE)
-            german = " ".join(GERMAN[word] for word in words)
-            rows.append(f"{split}-{i}\t{split}/{i}.wav\t{' '.join(words)}\t{german}")
-        (root / f"{split}.tsv").write_text("\n".join(rows) + "\n")
-    return root
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("speech")
-    prepare(tones(root / "source"), root / "data", vocab_size=40)
-    return root / "data"
-
-
-@pytest.fixture(scope="module")
-def data(folder):
-    return load(folder)
-
-
-TINY = replace(
-    recipe("digits"),
-    encoder_layers=1,
-    decoder_layers=1,
-    hidden_size=32,
-    num_attention_heads=2,
-    intermediate_size=32,
-    encoder_chunk=2,
-    wait_ratio=2,
-    waits=(1, 2, 0),
-    validation_wait=2,
-    batch_size=8,
-    warmup_steps=2,
-    steps=6,
-    evaluate_every=2,
-    dropout=0.0,
-)
 
 
 @given(
@@ -104,13 +48,13 @@ def test_utterances_of_a_batch_are_of_like_length():
     assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.2  # in no order
 
 
-def test_a_batch_is_its_utterances(data):
+def test_a_batch_is_its_utterances(data, tiny):
     items = [data.splits["train"][i] for i in (0, 2, 4)]
-    batch = Collator(data, TINY, training=False)(items)
+    batch = Collator(data, tiny, training=False)(items)
     lengths = [len(item["input_features"]) for item in items]
     assert batch["input_features"].shape == (3, max(lengths), 80)
     assert batch["attention_mask"].sum(1).tolist() == lengths
-    assert batch["wait_k"] == TINY.validation_wait
+    assert batch["wait_k"] == tiny.validation_wait
     tokenizer = data.processor.tokenizer
     for i, item in enumerate(items):
         sound = batch["input_features"][i, : lengths[i]]
@@ -124,32 +68,32 @@ def test_a_batch_is_its_utterances(data):
         assert min(said) > 3
 
 
-def test_a_recogniser_is_given_transcripts(data):
+def test_a_recogniser_is_given_transcripts(data, tiny):
     items = [data.splits["train"][i] for i in (0, 2)]
-    batch = Collator(data, TINY, training=False, recognise=True)(items)
+    batch = Collator(data, tiny, training=False, recognise=True)(items)
     assert batch.keys() == {"input_features", "attention_mask", "labels"}
     ids = [[x for x in row if x != -100] for row in batch["labels"].tolist()]
     texts = [data.transcript_tokenizer.decode(row, skip_special_tokens=True) for row in ids]
     assert texts == [item["transcript"] for item in items]
 
 
-def test_what_is_drawn_follows_from_the_utterances(data):
+def test_what_is_drawn_follows_from_the_utterances(data, tiny):
     items = [data.splits["train"][i] for i in range(48)]
     drawn = []
     for _ in range(2):
-        collate = Collator(data, TINY, seed=3)
+        collate = Collator(data, tiny, seed=3)
         drawn.append([collate(items[i : i + 4]) for i in range(0, 48, 4)])
     for a, b in zip(*drawn, strict=True):
         assert torch.equal(a["input_features"], b["input_features"])
         assert a["wait_k"] == b["wait_k"]
     assert {batch["wait_k"] for batch in drawn[0]} == {1, 2, None}
-    again = Collator(data, TINY, seed=4)(items[:4])["input_features"]
+    again = Collator(data, tiny, seed=4)(items[:4])["input_features"]
     assert not torch.equal(again, drawn[0][0]["input_features"])
 
 
 @given(frames=st.integers(1, 60), seed=st.integers(0, 999))
-def test_what_is_hidden_is_bands_and_spans(frames, seed):
-    chosen = replace(TINY, frequency_masks=1, frequency_width=9, time_masks=1, time_width=7)
+def test_what_is_hidden_is_bands_and_spans(frames, seed, tiny):
+    chosen = replace(tiny, frequency_masks=1, frequency_width=9, time_masks=1, time_width=7)
     whole = torch.ones(frames, 80)
     found = hidden(whole, chosen, np.random.default_rng(seed))
     assert whole.all()
@@ -160,16 +104,6 @@ def test_what_is_hidden_is_bands_and_spans(frames, seed):
     for gone in (bins, times):
         places = gone.nonzero().flatten()
         assert not len(places) or int(places[-1] - places[0]) + 1 == len(places)
-
-
-@pytest.fixture(scope="module")
-def learned(folder, tmp_path_factory):
-    """A run long enough to know the tones."""
-    out = tmp_path_factory.mktemp("learned")
-    chosen = replace(
-        TINY, steps=300, evaluate_every=100, warmup_steps=20, learning_rate=5e-3, time_masks=0
-    )
-    return out, train(chosen, 0, out, folder)
 
 
 def test_a_translator_learns(learned):
@@ -207,8 +141,10 @@ def test_the_command_prints_the_translation_as_it_comes(learned, data, capsys):
     assert "".join(part.split(" s ", 1)[1] for part in said if " s " in part) == wanted
 
 
-def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(folder, tmp_path, monkeypatch):
-    whole = train(TINY, 5, tmp_path / "whole", folder)
+def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(
+    folder, tmp_path, monkeypatch, tiny
+):
+    whole = train(tiny, 5, tmp_path / "whole", folder)
     save = Trainer._save_checkpoint
 
     def stopped(self, *words, **named):
@@ -218,8 +154,8 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(folder, tmp_p
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "_save_checkpoint", stopped)
         with pytest.raises(KeyboardInterrupt):
-            train(TINY, 5, tmp_path / "parts", folder)
-    resumed = train(TINY, 5, tmp_path / "parts", folder)
+            train(tiny, 5, tmp_path / "parts", folder)
+    resumed = train(tiny, 5, tmp_path / "parts", folder)
     kept = [
         [{k: e[k] for k in ("step", "loss", "eval_loss") if k in e} for e in run["curve"]]
         for run in (whole, resumed)
@@ -228,8 +164,8 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(folder, tmp_p
     assert whole["test"] == resumed["test"]
 
 
-def test_recognition_comes_first_and_gives_its_encoder(folder, tmp_path):
-    chosen = replace(TINY, recognition_steps=2, steps=1, evaluate_every=1, learning_rate=1e-9)
+def test_recognition_comes_first_and_gives_its_encoder(folder, tmp_path, tiny):
+    chosen = replace(tiny, recognition_steps=2, steps=1, evaluate_every=1, learning_rate=1e-9)
     train(chosen, 0, tmp_path, folder)
     first = Translator.load(tmp_path / "model", None).model
     source = type(first).from_pretrained(tmp_path / RECOGNITION / "model")
@@ -239,8 +175,8 @@ def test_recognition_comes_first_and_gives_its_encoder(folder, tmp_path):
 
 
 @pytest.mark.parametrize("cross", ["softmax", "cosformer", "linear"])
-def test_other_cross_attention_trains_too(folder, tmp_path, cross):
-    chosen = replace(TINY, steps=1, evaluate_every=1, cross_attention=cross, learned_progress=False)
+def test_other_cross_attention_trains_too(folder, tmp_path, cross, tiny):
+    chosen = replace(tiny, steps=1, evaluate_every=1, cross_attention=cross, learned_progress=False)
     run = train(chosen, 0, tmp_path, folder)
     assert run["signature"]["recipe"]["cross_attention"] == cross
 
@@ -267,12 +203,12 @@ def test_a_damaged_model_is_one_line(learned, tmp_path, capsys, damage, cure):
     assert cure in capsys.readouterr().err
 
 
-def test_recipes_are_whole():
+def test_recipes_are_whole(tiny):
     for name in RECIPES:
         assert recipe(name).preset == name
     with pytest.raises(ValueError, match="unknown preset"):
         recipe("digit")
     with pytest.raises(ValueError, match="waits is empty"):
-        replace(TINY, waits=())
+        replace(tiny, waits=())
     with pytest.raises(ValueError, match="waits is -1"):
-        replace(TINY, waits=(-1,))
+        replace(tiny, waits=(-1,))

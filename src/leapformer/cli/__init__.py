@@ -24,6 +24,7 @@ COMMANDS: dict[str, type] = {
     "lm probe": probe.Probe,
     "speech prepare": speech.Prepare,
     "speech train": speech.Train,
+    "speech evaluate": speech.Evaluate,
     "speech translate": speech.Translate,
     "profile": bench.Profile,
     "bench attention": bench.BenchAttention,

@@ -102,6 +102,34 @@ class Train:
 
 
 @dataclass
+class Evaluate:
+    """Stream the test split through finished runs; keep quality and latency, a table, a curve."""
+
+    runs: list[Path]
+    """Folders that `leapformer speech train` left, trained on the same data."""
+    out: Path
+    """Folder for all of it. Started again, it keeps the simulations that are there."""
+    data: Path = DATA
+    """What `leapformer speech prepare` left."""
+    waits: str = "1,2,3,4,6,all"
+    """Units of the source to wait for, separated by commas, and all."""
+    utterances: int | None = 200
+    """So many of the test split, from its start; None for all."""
+
+    def __call__(self) -> None:
+        from ..tasks.speech.evaluate import evaluate, table
+
+        waits = [wait(each) for each in self.waits.split(",")]
+        print(table(evaluate(self.runs, waits, self.out, self.data, self.utterances)))
+        print(f"{self.out}/results.json, table.md, curve.png")
+
+
+def wait(word: str) -> int | None:
+    """Units of --wait or --waits, None for all; ValueError for what is neither."""
+    return None if word.strip() == "all" else numbers("--wait", word)[0]
+
+
+@dataclass
 class Translate:
     """Translate an audio file as if it were spoken now, printing as it goes."""
 
@@ -120,8 +148,7 @@ class Translate:
         from ..tasks.speech.session import translate
         from ..tasks.speech.translator import Translator
 
-        wait = None if self.wait == "all" else numbers("--wait", self.wait)[0]
-        session = Translator.load(self.model, wait).session()
+        session = Translator.load(self.model, wait(self.wait)).session()
         for second, text in translate(session, self.audio, self.piece):
             print(f"{second:6.2f} s {text}\n" if self.times else text, end="", flush=True)
         print()

@@ -3,7 +3,7 @@
 from .arena import arena, curves, quality_throughput, samples
 from .language import language_bench, language_curves, language_lengths
 from .probe import probe
-from .speech import speech_bench
+from .speech import speech_bench, speech_curve
 from .speed import attention_bench, profile
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "quality_throughput",
     "samples",
     "speech_bench",
+    "speech_curve",
 ]

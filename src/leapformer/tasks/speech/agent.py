@@ -3,14 +3,17 @@
     simuleval --agent-class leapformer.tasks.speech.agent.LeaPformerAgent --model-path MODEL \\
         --wait-k 3 --source wavs.txt --target references.txt --source-segment-size 320 --output OUT
 
-The source is pushed on as it comes; words go out when they are whole.
+The source is pushed on as it comes, of any rate and number of channels; words go out when they are
+whole. An empty source gives an empty translation.
 """
 
+import warnings
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soxr
 
 try:
     from simuleval.agents import SpeechToTextAgent
@@ -21,6 +24,7 @@ except ModuleNotFoundError as error:
         "pip install --no-deps simuleval==1.1.4 (its own pins clash with those of datasets)"
     ) from None
 
+from .audio import RATE
 from .translator import Translator
 
 
@@ -43,28 +47,33 @@ class LeaPformerAgent(SpeechToTextAgent):
         super().reset()
         self.session.reset()
         self.read, self.begun = 0, ""
+        self.resampler: soxr.ResampleStream | None = None
 
     def policy(self, states: Any = None) -> Action:
         """READ, or WRITE the words that are whole now; at the end of the source all the rest."""
         states = self.states if states is None else states
-        if states.source_sample_rate not in (0, self.rate):
-            raise ValueError(
-                f"the source has {states.source_sample_rate} Hz: the model reads {self.rate}"
-            )
-        new = np.array(states.source[self.read :], np.float32)
-        self.read += len(new)
-        self.begun += self.session.push(new)
+        self.begun += self._heard(states)
         if states.source_finished:
-            rest = self.begun + self.session.finish()
-            return WriteAction(rest.strip(), finished=True)
+            return WriteAction((self.begun + self.session.finish()).strip(), finished=True)
         words, _, begun = self.begun.rpartition(" ")
         if not words.strip():
             return ReadAction()
         self.begun = begun
         return WriteAction(words.strip(), finished=False)
 
-    @property
-    def rate(self) -> int:
-        """Samples a second that the model reads."""
-        rate: int = self.session.translator.processor.feature_extractor.sampling_rate
-        return rate
+    def _heard(self, states: Any) -> str:
+        """Push what is new of the source, channels averaged, resampled where it has another rate.
+        What cannot be used is left out, with a warning: it must not end a long evaluation."""
+        new = np.array(states.source[self.read :], np.float32)
+        self.read += len(new)
+        new = new.mean(1) if new.ndim > 1 else new
+        rate = states.source_sample_rate or RATE
+        if rate != RATE:
+            if self.resampler is None:
+                self.resampler = soxr.ResampleStream(rate, RATE, 1)
+            new = self.resampler.resample_chunk(new, states.source_finished)
+        try:
+            return self.session.push(new)
+        except ValueError as error:
+            warnings.warn(f"{len(new)} samples are left out: {error}", stacklevel=2)
+            return ""

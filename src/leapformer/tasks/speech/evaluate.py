@@ -1,43 +1,178 @@
-"""How well a translator translates, many streams at a time."""
+"""Quality against latency: trained translators under several policies, by the field's own tools."""
 
+import hashlib
+import shutil
+from pathlib import Path
 from typing import Any
 
-from sacrebleu import corpus_bleu, corpus_chrf
+import soundfile
 from tqdm import tqdm
 
-from ...models import LeaPformerForSpeechTranslation
-from .data import SpeechData
-from .recipes import SpeechRecipe
-from .translator import Translator
+from ... import plots
+from ...results import markdown, read_json, signature, writable_folder, write_json
+from ..comparison import over_seeds, where
+from ..runs import RESULT
+from .audio import RATE, AudioError, read_audio
+from .data import Utterances, load
+from .simulate import REFERENCES, SOURCES, check_tools, simulate
+
+SCORES = "scores.json"
 
 
-def quality(
-    model: LeaPformerForSpeechTranslation, data: SpeechData, recipe: SpeechRecipe
+def evaluate(
+    runs: list[Path], waits: list[int | None], out: Path, folder: Path, utterances: int | None
 ) -> list[dict[str, Any]]:
-    """BLEU and chrF of what streams write of the test split, a record for each of the recipe's
-    waits and for all of the source (`wait` 0). Case and punctuation count."""
-    split = data.splits["test"]
-    count = min(len(split), recipe.test_utterances or len(split))
-    order = sorted(range(count), key=lambda i: split.frames[i])
-    parts = [order[i : i + recipe.batch_size] for i in range(0, count, recipe.batch_size)]
-    wanted = [split[i]["translation"] for i in range(count)]
-    records = []
-    for wait in sorted({*recipe.waits, 0}, key=lambda k: k or float("inf")):
-        translator = Translator(model, data.processor, wait or None)
-        found: dict[int, str] = {}
-        for part in tqdm(parts, desc=f"wait {wait or 'for all'}", leave=False):
-            texts = translator.translate([split[i]["input_features"] for i in part])
-            found |= dict(zip(part, texts, strict=True))
-        written = [found[i] for i in range(count)]
-        records.append({"wait": wait, "utterances": count, **scores(written, wanted)})
-    return records
+    """Stream the first `utterances` of the test split in `folder` through every run's model with
+    every wait (None: for all of the source).
+
+    Leaves `results.json` (a record a run, with a point for each wait), `table.md` and `curve.png`
+    in `out`. Started again, it keeps the simulations that are there. An utterance whose audio
+    cannot be read is left out, and named. Raises FileNotFoundError or ValueError for a run that is
+    not finished or was trained on something else, and what `check_tools` and `simulate` raise.
+    """
+    check_tools()
+    if not runs or not waits:
+        raise ValueError("give at least one run and one wait")
+    if len({run.name for run in runs}) < len(runs):
+        raise ValueError("two runs have the same name: rename one")
+    data = load(folder)
+    trained = [_trained(run, data.about) for run in runs]
+    writable_folder(out)
+    sources = _sources(data.splits["test"], utterances, out)
+    results = []
+    for run, result in zip(runs, trained, strict=True):
+        points = []
+        for wait in tqdm(waits, desc=run.name, unit="wait"):
+            place = out / "runs" / run.name / f"wait-{wait or 'all'}"
+            points.append({"wait": wait or 0, **_point(run / "model", wait, out, place)})
+        about = {key: result["signature"][key] for key in ("recipe", "seed", "data", "commit")}
+        results.append(
+            {
+                "signature": signature(run=about, sources=sources),
+                "parameters": result["parameters"],
+                "points": points,
+            }
+        )
+    write_json(out / "results.json", results)
+    (out / "table.md").write_text(table(results), encoding="utf-8")
+    plots.speech_curve(forms(results), _title(results[0]), out / "curve.png")
+    return results
 
 
-def scores(written: list[str], wanted: list[str]) -> dict[str, Any]:
-    """BLEU and chrF by sacrebleu, and the share of texts that are exactly right."""
-    same = sum(a == b for a, b in zip(written, wanted, strict=True))
-    return {
-        "bleu": corpus_bleu(written, [wanted]).score,
-        "chrf": corpus_chrf(written, [wanted]).score,
-        "exact": same / max(1, len(wanted)),
-    }
+def _trained(run: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """The result of a finished run on this data."""
+    if not (run / RESULT).is_file():
+        raise FileNotFoundError(f"{run} has no {RESULT}: leapformer speech train --out {run}")
+    result: dict[str, Any] = read_json(run / RESULT)
+    signed = result.get("signature", {})
+    if signed.get("task") != "speech":
+        raise ValueError(f"{run} is no run of leapformer speech train")
+    if signed["data"] != about:
+        raise ValueError(f"{run} was trained on other data: give --data of that")
+    return result
+
+
+def _sources(split: Utterances, count: int | None, out: Path) -> dict[str, Any]:
+    """The first utterances as wav files of their own, with a list of them and one of their
+    translations. Returns how many, their seconds, and the names of those left out."""
+    wavs = out / "wavs"
+    if wavs.exists():
+        shutil.rmtree(wavs)
+    wavs.mkdir()
+    names, references, left_out, samples = [], [], [], 0
+    for i in tqdm(range(min(len(split), count or len(split))), desc="sources", leave=False):
+        item = split[i]
+        try:
+            sound = read_audio(item["audio"], item["start"], item["duration"])
+        except (AudioError, FileNotFoundError) as error:
+            left_out.append(f"{item['id']}: {error}")
+            continue
+        file = wavs / f"{i:05}.wav"
+        soundfile.write(file, sound, RATE, subtype="FLOAT")
+        samples += len(sound)
+        names.append(str(file.resolve()))
+        references.append(" ".join(item["translation"].split()))
+    if not names:
+        raise ValueError(f"no audio can be read; {left_out[0] if left_out else 'no utterances'}")
+    (out / SOURCES).write_text("\n".join(names) + "\n", encoding="utf-8")
+    (out / REFERENCES).write_text("\n".join(references) + "\n", encoding="utf-8")
+    return {"utterances": len(names), "seconds": samples / RATE, "left_out": left_out}
+
+
+def _point(model: Path, wait: int | None, out: Path, place: Path) -> dict[str, Any]:
+    """What `simulate` finds, kept beside its log."""
+    used = [model / "model.safetensors", out / REFERENCES]
+    wanted = [hashlib.sha256(file.read_bytes()).hexdigest() for file in used]
+    kept = place / SCORES
+    if kept.is_file() and (held := read_json(kept))["of"] == wanted:
+        return {**held["scores"], "machine": held["machine"]}
+    if place.exists():
+        shutil.rmtree(place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    found, machine = simulate(model, wait, out, place), signature()["machine"]
+    write_json(kept, {"of": wanted, "scores": found, "machine": machine})
+    return {**found, "machine": machine}
+
+
+def _title(result: dict[str, Any]) -> str:
+    run, sources = result["signature"]["run"], result["signature"]["sources"]
+    recipe = run["recipe"]
+    return (
+        f"{run['data']['layout']}, preset {recipe['preset']}, {recipe['steps']:,} steps: "
+        f"{sources['utterances']} test utterances; beside the points how many units of "
+        f"{40 * recipe['wait_ratio']} ms are waited for"
+    )
+
+
+def form(recipe: dict[str, Any]) -> str:
+    """Which cross-attention a recipe has, in words."""
+    help_ = " + learned progress" if recipe["learned_progress"] else ""
+    return f"{recipe['cross_attention']}{help_}"
+
+
+def forms(results: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Runs by their cross-attention, in order of appearance."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        groups.setdefault(form(result["signature"]["run"]["recipe"]), []).append(result)
+    return groups
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Quality and latency over the seeds, a wait a row."""
+    head = ["cross-attention", "wait", "BLEU", "chrF", "exact, %", "LAAL", "YAAL", "AL", "DAL"]
+    head += ["LAAL, aware", "YAAL, aware", "AP", "real-time factor"]
+    rows = []
+    for name, group in forms(results).items():
+        for points in zip(*(run["points"] for run in group), strict=True):
+            timed = [point["omnisteval"] for point in points if point["omnisteval"]]
+
+            def over(key: str, digits: int = 0, timed: Any = timed) -> str:
+                found = [one[key] for one in timed if one[key] is not None]
+                return over_seeds(found, digits) if found else "-"
+
+            rows.append(
+                [
+                    name,
+                    str(points[0]["wait"] or "all"),
+                    over_seeds([point["bleu"] for point in points], 1),
+                    over_seeds([point["chrf"] for point in points], 1),
+                    over_seeds([100 * point["exact"] for point in points], 1),
+                    *(over(f"{key} (CU)") for key in ("LAAL", "YAAL", "AL", "DAL")),
+                    over("LAAL (CA)"),
+                    over("YAAL (CA)"),
+                    over("AP (CU)", 2),
+                    over_seeds([point["real_time_factor"] for point in points], 3),
+                ]
+            )
+    first = results[0]
+    run, sources = first["signature"]["run"], first["signature"]["sources"]
+    recipe = run["recipe"]
+    note = (
+        f"{run['data']['layout']}, preset {recipe['preset']}, {recipe['steps']:,} steps, "
+        f"{len(next(iter(forms(results).values())))} seed(s); {sources['utterances']} test "
+        f"utterances, {sources['seconds']:,.0f} s. A unit is {40 * recipe['wait_ratio']} ms; "
+        "latencies in ms over words, as if computing took no time and, aware, with it (SimulEval's "
+        f"log, omnisteval). {where(first['points'][0]['machine'])}."
+    )
+    return markdown(head, rows) + f"\n{note}\n"

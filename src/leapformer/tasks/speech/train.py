@@ -16,7 +16,7 @@ from ..runs import check_run, run
 from ..training import StopOnNaN, arguments
 from .batches import ByLength, Collator
 from .data import SpeechData, load
-from .evaluate import quality
+from .quality import quality
 from .recipes import SpeechRecipe
 
 RECOGNITION = "recognition"
