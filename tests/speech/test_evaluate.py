@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -25,20 +26,24 @@ UNIT = 80
 """Milliseconds; a unit of the tiny recipe."""
 
 
-@pytest.fixture(scope="module")
-def curve(learned, folder, tmp_path_factory):
-    """The first eight test utterances, one of them unreadable, at two waits."""
-    out = tmp_path_factory.mktemp("evaluate")
-    source = tmp_path_factory.mktemp("moved") / "data"
-    shutil.copytree(folder, source)
-    audio = module.load(source).splits["test"][3]["audio"]
+@contextmanager
+def one_unreadable(data):
+    """Meanwhile the audio of the fourth test utterance is none."""
+    audio = data.splits["test"][3]["audio"]
     kept = audio.read_bytes()
     audio.write_bytes(b"RIFF")
     try:
-        results = evaluate([learned[0]], [1, None], out, source, 8)
+        yield
     finally:
         audio.write_bytes(kept)
-    return out, results
+
+
+@pytest.fixture(scope="module")
+def curve(learned, folder, data, tmp_path_factory):
+    """The first eight test utterances, one of them unreadable, at two waits."""
+    out = tmp_path_factory.mktemp("evaluate")
+    with one_unreadable(data):
+        return out, evaluate([learned[0]], [1, None], out, folder, 8)
 
 
 def logged(place):
@@ -111,7 +116,7 @@ def test_the_table_has_a_row_a_form_and_a_wait(curve):
     assert [len(group) for group in forms([result, result, other]).values()] == [2, 1]
 
 
-def test_finished_simulations_are_kept(learned, curve, folder, tmp_path, monkeypatch):
+def test_finished_simulations_are_kept(learned, curve, folder, data, tmp_path, monkeypatch):
     out, (result,) = curve
     shutil.copytree(out, tmp_path / "out")
     ran = []
@@ -122,13 +127,12 @@ def test_finished_simulations_are_kept(learned, curve, folder, tmp_path, monkeyp
         return {**result["points"][0], "bleu": 0.5}
 
     monkeypatch.setattr(module, "simulate", simulated)
-    damaged = shutil.copytree(folder, tmp_path / "data")
-    module.load(damaged).splits["test"][3]["audio"].write_bytes(b"RIFF")
-    again = evaluate([learned[0]], [1, None, 2], tmp_path / "out", damaged, 8)
-    assert again[0]["points"][:2] == result["points"]
-    assert ran == [2]
-    evaluate([learned[0]], [1], tmp_path / "out", damaged, 7)  # other utterances: anew
-    assert ran == [2, 1]
+    with one_unreadable(data):
+        again = evaluate([learned[0]], [1, None, 2], tmp_path / "out", folder, 8)
+        assert again[0]["points"][:2] == result["points"]
+        assert ran == [2]
+        evaluate([learned[0]], [1], tmp_path / "out", folder, 7)  # other utterances: anew
+        assert ran == [2, 1]
 
 
 def test_what_cannot_be_evaluated_is_one_line(learned, folder, tmp_path, capsys):
