@@ -28,8 +28,8 @@ class Prepare:
     vocab_size: int = 10_000
     """Pieces of a vocabulary; fewer where the texts have no more."""
     piece_length: int | None = None
-    """Characters of a piece at most; None: 16, and 7 for digits, whose numbers would otherwise be a
-    piece each."""
+    """Characters of a piece at most; None: 16, and 11 for digits, whose numbers would otherwise be
+    a piece each."""
     shared_vocabulary: bool = False
     """One vocabulary for transcripts and translations."""
     held_out: int = 200

@@ -26,6 +26,7 @@ except ModuleNotFoundError as error:
 
 from .audio import RATE
 from .translator import Translator
+from .words import Words
 
 
 class LeaPformerAgent(SpeechToTextAgent):
@@ -46,20 +47,18 @@ class LeaPformerAgent(SpeechToTextAgent):
         """Ready for the next source."""
         super().reset()
         self.session.reset()
-        self.read, self.begun = 0, ""
+        self.read, self.words = 0, Words()
         self.resampler: soxr.ResampleStream | None = None
 
     def policy(self, states: Any = None) -> Action:
         """READ, or WRITE the words that are whole now; at the end of the source all the rest."""
         states = self.states if states is None else states
-        self.begun += self._heard(states)
+        text = self._heard(states)
         if states.source_finished:
-            return WriteAction((self.begun + self.session.finish()).strip(), finished=True)
-        words, _, begun = self.begun.rpartition(" ")
-        if not words.strip():
-            return ReadAction()
-        self.begun = begun
-        return WriteAction(words.strip(), finished=False)
+            rest = self.words.finish(text + self.session.finish())
+            return WriteAction(rest, finished=True)
+        words = self.words.push(text)
+        return WriteAction(words, finished=False) if words else ReadAction()
 
     def _heard(self, states: Any) -> str:
         """Push what is new of the source, channels averaged, resampled where it has another rate.

@@ -47,8 +47,8 @@ def prepare(
         corpus: "auto" recognises the layout; "digits" puts spoken numbers together.
         pair: of languages, such as "en-de"; needed by digits, and where the folder has several.
         vocab_size: pieces of a vocabulary; fewer where the texts have no more.
-        piece_length: characters of a piece at most; None: 16, and 7 for digits, whose numbers would
-            otherwise be a piece each, though they are made of few parts.
+        piece_length: characters of a piece at most; None: 16, and 11 for digits, whose numbers
+            would otherwise be a piece each, though they are made of few parts.
         shared_vocabulary: one vocabulary, of both languages, in place of two.
         held_out: utterances for validation, where the corpus has no such split.
         max_bad: the share of a split that may be left out because it cannot be used.
@@ -79,7 +79,7 @@ def prepare(
         ]
         if shared_vocabulary:
             texts = [texts[0] + texts[1]] * 2
-        length = piece_length or (7 if corpus == "digits" else 16)
+        length = piece_length or (11 if corpus == "digits" else 16)
         translations, transcripts = (
             tokenizer_of(train_unigram(x, vocab_size, length)) for x in texts
         )
