@@ -112,7 +112,7 @@ def test_further_texts_and_lengths_are_those_of_the_saved_model(compared, brief,
         assert run["also"] == {"other.txt": expected}
         assert expected["bytes"] == len(text.read_bytes())
         lengths = [record["length"] for record in run["by_length"]]
-        assert lengths == [16, 32, 64, 128, 256]
+        assert lengths == [16, 32, 64, 128, 256, 512, 1024]
         read = [record["length"] for record in run["by_length"] if "loss" in record]
         assert read == ([16] if key(run)[0] == "cosformer" else [16, 32])  # of so short a text
         assert all(record["error"] for record in run["by_length"] if "loss" not in record)

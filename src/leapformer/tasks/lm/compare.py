@@ -20,7 +20,7 @@ from .generate import load_model, text_tokens
 from .recipes import LMRecipe
 from .train import build_model, train
 
-LONGEST = 16
+LONGEST = 64
 """The longest window of the length curve, in lengths of a training row."""
 
 
@@ -75,8 +75,11 @@ def _further(
 ) -> dict[str, Any]:
     """What is measured of a finished model, kept beside it: other texts, and the length curve."""
     kept = place / "further.json"
+    window = recipe.sequence_length
+    lengths = [window * 2**i for i in range(LONGEST.bit_length())]
     wanted = {
         "run": _digest((place / RESULT).read_bytes()),
+        "lengths": lengths,
         "texts": {
             name: [_digest(tokens[:].tobytes()), tokens.bytes, tokens.words]
             for name, tokens in texts.items()
@@ -85,8 +88,6 @@ def _further(
     if kept.is_file() and (held := read_json(kept))["wanted"] == wanted:
         return {key: held[key] for key in ("also", "by_length")}
     model, _ = load_model(place / "model")
-    window = recipe.sequence_length
-    lengths = [window * 2**i for i in range(LONGEST.bit_length())]
     found = {
         "also": {
             name: measure(model, tokens, window, recipe.context) for name, tokens in texts.items()
