@@ -5,12 +5,16 @@ import re
 import shlex
 import subprocess
 import sys
+from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
+from leapformer.cli import main
 from leapformer.tasks.lm import prepare as lm
 from leapformer.tasks.lm.recipes import recipe
 from leapformer.tasks.lm.train import train
@@ -25,6 +29,11 @@ SHORT_LM = (
     "--steps 2 --evaluate-every 2 --sequence-length 16 --context 8 --hidden-size 16 "
     "--num-hidden-layers 1 --test-tokens 50 --validation-rows 2"
 )
+SHORT_SPEECH = (
+    "--steps 2 --evaluate-every 2 --batch-size 4 --hidden-size 16 --encoder-layers 1 "
+    "--decoder-layers 1 --waits 2 --test-utterances 2"
+)
+UTTERANCES = "--train-utterances 8 --validation-utterances 2 --test-utterances 2"
 BIN = Path(sys.executable).parent
 
 
@@ -64,6 +73,20 @@ CUT_SHORT = {
         *(str(BIN / words[0]), *words[1:], *SHORT_LM.split(), "--rounds", "1")
     ],
     "leapformer lm generate": lambda words: [str(BIN / words[0]), *words[1:], "--tokens", "20"],
+    "leapformer speech prepare": lambda words: [
+        *(str(BIN / words[0]), *words[1:], *UTTERANCES.split())
+    ],
+    "leapformer speech train": lambda words: [
+        str(BIN / words[0]),
+        *words[1:],
+        *SHORT_SPEECH.split(),
+    ],
+    "leapformer speech evaluate": lambda words: [str(BIN / words[0]), *words[1:], "--waits", "1"],
+    "leapformer speech translate": lambda words: [str(BIN / words[0]), *words[1:]],
+    "leapformer bench speech": lambda words: [
+        *(str(BIN / words[0]), *words[1:], "--minutes", "1", "--seconds", "1"),
+        *("--sessions", "1", "2", "--cross", "leap"),
+    ],
     "leapformer bench language": lambda words: [
         *(str(BIN / words[0]), *words[1:], "--lengths", "64", "--rounds", "1"),
         *("--tokens", "1000", "--growing", "1000"),
@@ -111,10 +134,30 @@ def fill_novels(folder: Path, command: str) -> None:
         train(replace(recipe("quick"), **sizes), "leap", 0, out, folder / "data" / "novels")
 
 
+def fill_speech(folder: Path, command: str) -> None:
+    """Put there what the commands of speech translation read: a tone for each digit, a corpus, a
+    trained model."""
+    (folder / "recordings").mkdir()
+    for digit in range(10):
+        tone = 0.3 * np.sin(np.arange(1600) * (0.2 + 0.1 * digit))
+        for index in (0, 5, 10):
+            soundfile.write(folder / "recordings" / f"{digit}_her_{index}.wav", tone, 8000)
+    soundfile.write(folder / "number.wav", np.tile(tone, 4), 8000)
+    prepared = f"speech prepare --corpus digits --pair en-de --source recordings {UTTERANCES}"
+    trained = f"speech train --data data/digits --out results/digits {SHORT_SPEECH}"
+    with chdir(folder):
+        if "prepare" not in command:
+            main([*prepared.split(), "--out", "data/digits"])
+        if "evaluate" in command or "translate" in command:
+            main(trained.split())
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command(command, tmp_path):
     if command.startswith("leapformer lm"):
         fill_novels(tmp_path, command)
+    elif command.startswith("leapformer speech"):
+        fill_speech(tmp_path, command)
     else:
         fill(tmp_path)
     kind = next(start for start in CUT_SHORT if command.startswith(start))
@@ -129,6 +172,9 @@ def test_command(command, tmp_path):
         assert (tmp_path / picture[1]).stat().st_size > 10_000
     if command.startswith("leapformer lm compare"):
         assert "| leap |" in done.stdout
+    if command.startswith("leapformer speech evaluate"):
+        assert "| leap + learned progress | 1 |" in done.stdout
+        assert (tmp_path / "results" / "curve" / "curve.png").stat().st_size > 10_000
     if command.startswith("leapformer lm generate"):
         assert "It was a dark" in done.stdout
 

@@ -155,7 +155,7 @@ def make_trainer(
         train_dataset=Subset(data.splits["train"], whole),
         eval_dataset=data.splits["validation"],
         callbacks=[StopOnNaN()],
-        sampler=ByLength(lengths, recipe.batch_size, seed),
+        sampler=ByLength(lengths, settings.per_device_train_batch_size, seed),
         training=Collator(data, recipe, seed, recognise=recognise),
         validation=Collator(data, recipe, seed, training=False, recognise=recognise),
     )
