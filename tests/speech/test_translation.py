@@ -164,7 +164,26 @@ def test_the_ctc_loss_is_that_of_each_source_alone():
         model.ctc_loss(model.encoder(sound[:1]), ctc[:1]),
         model.ctc_loss(model.encoder(sound[1:, :44]), ctc[1:, :3]),
     ]
-    torch.testing.assert_close(both, sum(alone) / 2)
+    torch.testing.assert_close(both, sum(alone))
+
+
+def test_the_loss_of_a_batch_is_that_of_its_parts():
+    model = build(ctc_vocab_size=9, label_smoothing=0.1, hidden_dropout_prob=0.0).train()
+    sound, labels = case(60, 6, batch=3)
+    labels[1, 4:] = labels[2, 2:] = -100
+    ctc = torch.randint(1, 9, (3, 5))
+    whole = model(sound, labels=labels, ctc_labels=ctc, wait_k=2).loss
+    parts = [
+        model(
+            sound[rows],
+            labels=labels[rows],
+            ctc_labels=ctc[rows],
+            wait_k=2,
+            num_items_in_batch=torch.tensor(12),
+        ).loss
+        for rows in (slice(0, 1), slice(1, 3))
+    ]
+    torch.testing.assert_close(sum(parts), whole, **CLOSE)
 
 
 @pytest.mark.parametrize("tied", [False, True])

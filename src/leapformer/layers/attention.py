@@ -16,7 +16,8 @@ class MultiHeadAttention(nn.Module):
             `traits.shared_qk` gets no k_proj: the keys are the queries.
         dropout: after the output projection. The linear form has no weights to drop.
         rotary: turn queries and keys by their positions; for `traits.rotary`.
-        addressed: add what an `address` says to queries and keys, behind their projections.
+        addressed: add what an `address` says to queries and keys, behind their projections; it goes
+            through one projection of its own, so that equal places meet from the start.
     """
 
     def __init__(
@@ -42,8 +43,7 @@ class MultiHeadAttention(nn.Module):
         self.v_proj = nn.Linear(hidden, hidden)
         self.out_proj = nn.Linear(hidden, hidden)
         self.dropout = nn.Dropout(dropout)
-        self.q_address = nn.Linear(hidden, hidden, bias=False) if addressed else None
-        self.k_address = nn.Linear(hidden, hidden, bias=False) if addressed else None
+        self.address = nn.Linear(hidden, hidden, bias=False) if addressed else None
 
     def forward(
         self,
@@ -58,7 +58,7 @@ class MultiHeadAttention(nn.Module):
         scale that need not be of whole numbers: see `leapformer.progress`. Raises ValueError where
         it is given and the heads are not `addressed`, or the other way round.
         """
-        if (address is None) != (self.q_address is None):
+        if (address is None) != (self.address is None):
             raise ValueError("give an address to heads that are addressed, and to no others")
         q, k, v = self._project(x, x if context is None else context, address)
         if self.rotary:
@@ -80,9 +80,9 @@ class MultiHeadAttention(nn.Module):
             )
         q = self.q_proj(x)
         k = q if self.k_proj is None else self.k_proj(context)
-        if address is not None and self.q_address is not None and self.k_address is not None:
+        if address is not None and self.address is not None:
             of_q, of_k = (sinusoids(place, x.shape[-1]).to(x.dtype) for place in address)
-            q, k = q + self.q_address(of_q), k + self.k_address(of_k)
+            q, k = q + self.address(of_q), k + self.address(of_k)
         heads = (self.attention.num_heads, -1)
         return tuple(y.unflatten(-1, heads).transpose(1, 2) for y in (q, k, self.v_proj(context)))
 

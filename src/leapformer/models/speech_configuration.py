@@ -30,7 +30,8 @@ class LeaPformerSpeechConfig(PreTrainedConfig):
             pre-decision ratio).
         ctc_vocab_size: token ids of transcripts, blank included, for a second head on the encoder;
             None for none.
-        ctc_weight: of its loss against that of the translation.
+        ctc_weight: of its loss against that of the translation; both are summed and divided by the
+            tokens of the translation.
         label_smoothing: of the translation's loss.
         max_source_positions, max_target_positions: states and tokens of the longest sequence, for
             mechanisms that must know it.

@@ -70,6 +70,7 @@ class LeaPformerForSpeechTranslation(LeaPformerPreTrainedModel, GenerationMixin)
         use_cache: bool | None = None,
         wait_k: int | None = None,
         visible: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         **unused: Any,
     ) -> Seq2SeqLMOutput:
         """Args:
@@ -81,6 +82,7 @@ class LeaPformerForSpeechTranslation(LeaPformerPreTrainedModel, GenerationMixin)
         past_key_values: what came before, of the same source. It is changed.
         wait_k: units of the source that the first token waits for; None: all of it.
         visible: [N] or [B, N], in place of `wait_k`: how many states each token sees.
+        num_items_in_batch: by which the summed losses are divided, instead of the labels here.
         """
         source = encoder_outputs
         if source is None:
@@ -109,10 +111,13 @@ class LeaPformerForSpeechTranslation(LeaPformerPreTrainedModel, GenerationMixin)
                 logits.float().flatten(0, 1),
                 labels.flatten(),
                 ignore_index=IGNORED,
+                reduction="sum",
                 label_smoothing=self.config.label_smoothing if self.training else 0.0,
             )
             if ctc_labels is not None and self.training:
                 loss = loss + self.config.ctc_weight * self.ctc_loss(source, ctc_labels)
+            tokens = (labels != IGNORED).sum()
+            loss = loss / (tokens if num_items_in_batch is None else num_items_in_batch)
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits,
@@ -127,7 +132,7 @@ class LeaPformerForSpeechTranslation(LeaPformerPreTrainedModel, GenerationMixin)
         return moved.masked_fill(moved == IGNORED, self.config.pad_token_id)
 
     def ctc_loss(self, source: SpeechEncoderOutput, labels: Tensor) -> Tensor:
-        """-log p of the transcripts [B, M], a token on average, with the head on the encoder."""
+        """-log p of the transcripts [B, M], summed, with the head on the encoder."""
         if self.ctc_head is None:
             raise ValueError("the model has no CTC head: give its configuration a ctc_vocab_size")
         states, real = source.last_hidden_state, source.real
@@ -135,7 +140,13 @@ class LeaPformerForSpeechTranslation(LeaPformerPreTrainedModel, GenerationMixin)
         lengths = labels.new_full((len(labels),), states.shape[1]) if real is None else real.sum(1)
         there = labels != IGNORED
         return ctc_loss(
-            scores, labels.clamp_min(0), lengths, there.sum(1), blank=BLANK, zero_infinity=True
+            scores,
+            labels.clamp_min(0),
+            lengths,
+            there.sum(1),
+            blank=BLANK,
+            reduction="sum",
+            zero_infinity=True,
         )
 
     def _seen(
