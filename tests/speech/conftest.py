@@ -64,6 +64,11 @@ def tiny():
         steps=6,
         evaluate_every=2,
         dropout=0.0,
+        micro_batch=None,
+        frequency_masks=2,
+        frequency_width=15,
+        time_masks=2,
+        time_width=10,
     )
 
 

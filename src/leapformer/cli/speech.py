@@ -111,7 +111,7 @@ class Evaluate:
     """Folder for all of it. Started again, it keeps the simulations that are there."""
     data: Path = DATA
     """What `leapformer speech prepare` left."""
-    waits: str = "1,2,3,4,6,all"
+    waits: str = "1,2,3,5,8,all"
     """Units of the source to wait for, separated by commas, and all."""
     utterances: int | None = 200
     """So many of the test split, from its start; None for all."""
