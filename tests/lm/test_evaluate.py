@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from leapformer import LeaPformerConfig, LeaPformerForCausalLM
 from leapformer.cli import main
 from leapformer.tasks.lm.data import Tokens, load
-from leapformer.tasks.lm.evaluate import by_length, measure, token_losses
+from leapformer.tasks.lm.evaluate import by_length, measure, shown_tokens, token_losses
 
 VOCABULARY = 37
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -116,6 +116,24 @@ def test_figures_follow_from_one_total(model):
         "word_perplexity": pytest.approx(math.exp(total / 13)),
         "bits_per_byte": pytest.approx(total / math.log(2) / 211),
     }
+
+
+def test_tokens_that_training_showed_are_measured_by_themselves_too(model):
+    tokens = text(40)
+    shown = shown_tokens(text(12), VOCABULARY)
+    assert shown.tolist() == [i in text(12)[:12] for i in range(VOCABULARY)]
+    known = shown[torch.from_numpy(tokens[1:40])]
+    assert 0 < known.sum() < 39
+    losses = token_losses(model, tokens, 9, 4)[known]
+    found = measure(model, tokens, 9, 4, shown)
+    assert found["shown"] == {
+        "tokens": int(known.sum()),
+        "loss": pytest.approx(losses.mean().item()),
+        "perplexity": pytest.approx(losses.mean().exp().item()),
+    }
+    nothing = measure(model, tokens, 9, 4, torch.zeros(VOCABULARY, dtype=torch.bool))["shown"]
+    assert nothing == {"tokens": 0, "loss": None, "perplexity": None}
+    assert {**found, "shown": 0} == {**measure(model, tokens, 9, 4), "shown": 0}
 
 
 def test_who_knows_nothing_is_as_perplexed_as_the_vocabulary_is_large():

@@ -15,7 +15,8 @@ from transformers import Trainer
 from leapformer.cli import main
 from leapformer.tasks.lm import compare as module
 from leapformer.tasks.lm.compare import compare
-from leapformer.tasks.lm.evaluate import measure
+from leapformer.tasks.lm.data import load
+from leapformer.tasks.lm.evaluate import measure, shown_tokens
 from leapformer.tasks.lm.generate import load_model, text_tokens
 from leapformer.timing import seconds
 from leapformer.zoo import ATTENTIONS
@@ -47,6 +48,12 @@ def text(tmp_path_factory):
 def compared(brief, folder, text, tmp_path_factory):
     out = tmp_path_factory.mktemp("compared")
     return out, compare(brief, NAMES, SEEDS, out, folder, [text], rounds=1)
+
+
+@pytest.fixture(scope="module")
+def shown(folder):
+    splits, tokenizer, _ = load(folder)
+    return shown_tokens(splits["train"], len(tokenizer))
 
 
 @pytest.fixture
@@ -104,11 +111,11 @@ def test_the_models_differ_in_the_attention_alone(compared):
     assert all(each == shared[0] for each in shared)
 
 
-def test_further_texts_and_lengths_are_those_of_the_saved_model(compared, brief, text):
+def test_further_texts_and_lengths_are_those_of_the_saved_model(compared, brief, text, shown):
     out, results = compared
     for run in results:
         model, tokenizer = load_model(out / "runs" / "{}-{}".format(*key(run)) / "model")
-        expected = measure(model, text_tokens(tokenizer, text), 16, brief.context)
+        expected = measure(model, text_tokens(tokenizer, text), 16, brief.context, shown)
         assert run["also"] == {"other.txt": expected}
         assert expected["bytes"] == len(text.read_bytes())
         lengths = [record["length"] for record in run["by_length"]]
@@ -136,6 +143,7 @@ def test_the_table_is_what_the_records_say(compared):
             over(lambda run: run["test"]["word_perplexity"], 1),
             over(lambda run: run["test"]["bits_per_byte"], 3),
             over(lambda run: run["also"]["other.txt"]["bits_per_byte"], 3),
+            over(lambda run: run["also"]["other.txt"]["shown"]["perplexity"], 2),
             f"{runs[0]['parameters']:,}",
             f"{runs[0]['speed']['tokens_per_second']['median']:,.0f}",
             f"{runs[0]['speed']['peak_bytes'] / 2**20:,.0f}",
@@ -183,13 +191,15 @@ def test_an_attention_added_later_keeps_the_old_runs(
     assert (copied / "runs" / "softmax-1" / "result.json").is_file()
 
 
-def test_a_text_that_changed_is_measured_anew(compared, copied, brief, folder, text, tmp_path):
+def test_a_text_that_changed_is_measured_anew(
+    compared, copied, brief, folder, text, tmp_path, shown
+):
     """Though it has the name of the old one; the runs are kept."""
     other = tmp_path / text.name
     other.write_text("home\n")
     (found, *_) = compare(brief, ["leap"], [0], copied, folder, [other], rounds=1)
     model, tokenizer = load_model(copied / "runs" / "leap-0" / "model")
-    expected = measure(model, text_tokens(tokenizer, other), 16, brief.context)
+    expected = measure(model, text_tokens(tokenizer, other), 16, brief.context, shown)
     assert found["also"] == {text.name: expected} != compared[1][0]["also"]
     assert found["test"] == compared[1][0]["test"]
 

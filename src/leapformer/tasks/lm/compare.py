@@ -14,8 +14,8 @@ from ...timing import peak_bytes, seconds, spread
 from ..comparison import check_grid, grouped, over_seeds, where
 from ..processes import processes
 from ..runs import RESULT
-from .data import load
-from .evaluate import by_length, measure
+from .data import Tokens, load
+from .evaluate import by_length, measure, shown_tokens
 from .generate import load_model, text_tokens
 from .recipes import LMRecipe
 from .train import build_model, train
@@ -46,6 +46,7 @@ def compare(
     texts = {path.name: text_tokens(tokenizer, path) for path in also}
     if len(texts) < len(set(also)):
         raise ValueError("two further texts have the same name: rename one")
+    shown = shown_tokens(splits["train"], len(tokenizer))
     writable_folder(out)
 
     runs: list[dict[str, Any]] = []
@@ -57,7 +58,7 @@ def compare(
                 print(f"{len(runs) + 1} of {total}: {attention}, seed {seed}", flush=True)
             run = train(recipe, attention, seed, place, folder)
             if processes().is_main_process:
-                runs.append({**run, **_further(recipe, run, place, splits["test"], texts)})
+                runs.append({**run, **_further(recipe, run, place, splits["test"], texts, shown)})
     if processes().is_main_process:
         speeds = _speeds(recipe, attentions, tokenizer, rounds)
         results = [{**run, "speed": speeds[run["signature"]["attention"]]} for run in runs]
@@ -71,7 +72,12 @@ def compare(
 
 
 def _further(
-    recipe: LMRecipe, run: dict[str, Any], place: Path, test: Any, texts: dict[str, Any]
+    recipe: LMRecipe,
+    run: dict[str, Any],
+    place: Path,
+    test: Tokens,
+    texts: dict[str, Tokens],
+    shown: torch.Tensor,
 ) -> dict[str, Any]:
     """What is measured of a finished model, kept beside it: other texts, and the length curve."""
     kept = place / "further.json"
@@ -90,7 +96,8 @@ def _further(
     model, _ = load_model(place / "model")
     found = {
         "also": {
-            name: measure(model, tokens, window, recipe.context) for name, tokens in texts.items()
+            name: measure(model, tokens, window, recipe.context, shown)
+            for name, tokens in texts.items()
         },
         "by_length": by_length(model, test.first(recipe.test_tokens), lengths, 8),
     }
@@ -137,12 +144,30 @@ def _speeds(
     }
 
 
+def _other(found: list[dict[str, Any]]) -> list[str]:
+    """What the table says of a further text."""
+    shown = [one["shown"]["perplexity"] for one in found if one["shown"]["tokens"]]
+    return [
+        over_seeds([one["bits_per_byte"] for one in found], 3),
+        over_seeds(shown, 2) if shown else "-",
+    ]
+
+
+def _shares(also: dict[str, Any]) -> str:
+    """How much of the further texts is made of tokens that training showed."""
+    parts = [
+        f"{100 * x['shown']['tokens'] / x['tokens']:.1f} % of {name}" for name, x in also.items()
+    ]
+    return f"Training showed the tokens of {', '.join(parts)}. " if parts else ""
+
+
 def table(results: list[dict[str, Any]]) -> str:
     """Perplexities over the seeds, then speed and memory, an attention a row."""
     groups, first = grouped(results), results[0]
     texts = list(first["also"])
     head = ["attention", "perplexity", "a word", "bits a byte"]
-    head += [f"bits a byte, {name}" for name in texts]
+    for name in texts:
+        head += [f"bits a byte, {name}", f"perplexity of shown tokens, {name}"]
     head += ["parameters", "tokens/s in training", "MiB of a step"]
     rows = []
     for attention, group in groups.items():
@@ -153,10 +178,7 @@ def table(results: list[dict[str, Any]]) -> str:
                 over_seeds([run["test"]["perplexity"] for run in group], 2),
                 over_seeds([run["test"]["word_perplexity"] for run in group], 1),
                 over_seeds([run["test"]["bits_per_byte"] for run in group], 3),
-                *(
-                    over_seeds([run["also"][name]["bits_per_byte"] for run in group], 3)
-                    for name in texts
-                ),
+                *(x for name in texts for x in _other([run["also"][name] for run in group])),
                 f"{group[0]['parameters']:,}",
                 f"{speed['tokens_per_second']['median']:,.0f}",
                 f"{speed['peak_bytes'] / 2**20:,.0f}",
@@ -170,6 +192,6 @@ def table(results: list[dict[str, Any]]) -> str:
         f"{recipe['steps']} steps of {recipe['batch_size']} x {recipe['sequence_length']} tokens, "
         f"{len(next(iter(groups.values())))} seed(s); test: {first['test']['tokens']:,} tokens in "
         f"windows of {first['test']['window']}, at least {first['test']['context']} of context. "
-        f"{where(machine)}."
+        f"{_shares(first['also'])}{where(machine)}."
     )
     return markdown(head, rows) + f"\n{note}\n"

@@ -61,15 +61,28 @@ def token_losses(
 
 
 def measure(
-    model: LeaPformerForCausalLM, tokens: Tokens, window: int, context: int
+    model: LeaPformerForCausalLM,
+    tokens: Tokens,
+    window: int,
+    context: int,
+    shown: torch.Tensor | None = None,
 ) -> dict[str, Any]:
     """Loss and what follows from it: perplexity per token and per word, bits per byte of UTF-8.
 
     The total over all tokens is divided by the tokens, the words between blanks, and the bytes, so
-    that models of different vocabularies can be compared.
+    that models of different vocabularies can be compared. With `shown`, bool [vocabulary], the
+    tokens that training showed are also measured by themselves: what a model says of others is
+    arbitrary, and costs it most.
     """
     losses = token_losses(model, tokens, window, context)
     total = losses.sum().item()
+    apart = {}
+    if shown is not None:
+        known = shown[torch.from_numpy(tokens[1 : len(tokens)])]
+        count = int(known.sum())
+        mean = losses[known].sum().item() / count if count else None
+        perplexity = None if mean is None else _exp(mean)
+        apart["shown"] = {"tokens": count, "loss": mean, "perplexity": perplexity}
     return {
         "window": window,
         "context": context,
@@ -80,7 +93,16 @@ def measure(
         "perplexity": _exp(total / len(losses)),
         "word_perplexity": _exp(total / max(1, tokens.words)),
         "bits_per_byte": total / math.log(2) / max(1, tokens.bytes),
+        **apart,
     }
+
+
+def shown_tokens(tokens: Tokens, vocab_size: int) -> torch.Tensor:
+    """Which ids of the vocabulary the tokens have: bool [vocab_size]."""
+    shown = torch.zeros(vocab_size, dtype=torch.bool)
+    for begin in range(0, len(tokens), 2**20):
+        shown[torch.from_numpy(tokens[begin : begin + 2**20])] = True
+    return shown
 
 
 def _exp(x: float) -> float:
