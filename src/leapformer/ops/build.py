@@ -20,7 +20,7 @@ SOURCE = Path(__file__).with_name("native.cpp")
 _NATIVE = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
 _FLAGS = ("-O3", _NATIVE, "-std=c++20", "-fPIC", "-shared", "-fno-math-errno")
 _FLAGS += ("-fno-trapping-math", *(("-fopenmp",) if sys.platform == "linux" else ()))
-_INSTEAD = 'backend="chunked" serves without a compiler'
+INSTEAD = 'backend="chunked" serves without a compiler'
 
 
 def folder(cache: Path | None = None) -> Path:
@@ -32,15 +32,20 @@ def folder(cache: Path | None = None) -> Path:
 
 def find(cache: Path | None = None, compiler: str = "") -> Path | None:
     """The newest whole library, of that compiler (as `build` writes it) if one is named."""
-    libraries = folder(cache).glob(f"{compiler or '*'}-*.so")
-    for path in sorted(libraries, key=lambda path: path.stat().st_mtime, reverse=True):
-        if _digest(path.read_bytes()) == path.stem.rpartition("-")[2]:
-            return path
-    return None
+    found = [(*_read(path), path) for path in folder(cache).glob(f"{compiler or '*'}-*.so")]
+    whole = [(age, path) for age, data, path in found if _digest(data) == path.stem[-16:]]
+    return max(whole)[1] if whole else None
+
+
+def compiler() -> str | None:
+    """The path of the user's C++ compiler: CXX, or c++."""
+    from torch.utils.cpp_extension import get_cxx_compiler
+
+    return shutil.which(get_cxx_compiler())
 
 
 def build(cache: Path | None = None) -> Path:
-    """The library of the present compiler (CXX, or c++): compiled, where it is not there yet.
+    """The library of the present compiler, compiled where it is not there yet.
 
     Says on stderr what it does. Raises RuntimeError where that fails, with the compiler's last
     lines and what serves instead.
@@ -48,39 +53,46 @@ def build(cache: Path | None = None) -> Path:
     try:
         from torch.utils.cpp_extension import get_cxx_compiler, include_paths, library_paths
     except ImportError as error:
-        raise RuntimeError(f"the native kernel cannot be built: {error}; {_INSTEAD}") from error
-    name = get_cxx_compiler()
-    compiler = shutil.which(name)
-    if compiler is None:
+        raise RuntimeError(f"the native kernel cannot be built: {error}; {INSTEAD}") from error
+    path = compiler()
+    if path is None:
         raise RuntimeError(
-            f"the native kernel needs a C++ compiler, and {name} is not found: install one, such "
-            f"as g++, or name it in CXX; {_INSTEAD}"
+            f"the native kernel needs a C++ compiler, and {get_cxx_compiler()} is not found: "
+            f"install one, such as g++, or name it in CXX; {INSTEAD}"
         )
-    version = subprocess.run([compiler, "--version"], capture_output=True).stdout
-    label = f"{Path(compiler).name}-{_digest(version)}"
+    version = subprocess.run([path, "--version"], capture_output=True).stdout
+    label = f"{Path(path).name}-{_digest(version)}"
     found, place = find(cache, label), folder(cache)
     if found is not None:
         return found
-    print(f"leapformer: building the native kernel with {compiler}, once", file=sys.stderr)
+    print(f"leapformer: building the native kernel with {path}, once", file=sys.stderr)
     try:
         place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place) as scratch:
             made = Path(scratch) / "kernel.so"
-            command = [compiler, *_FLAGS, str(SOURCE), "-o", str(made)]
-            command += [f"-I{path}" for path in include_paths()]
-            command += [f"-L{path}" for path in library_paths()] + ["-ltorch_cpu", "-lc10"]
+            command = [path, *_FLAGS, str(SOURCE), "-o", str(made)]
+            command += [f"-I{each}" for each in include_paths()]
+            command += [f"-L{each}" for each in library_paths()] + ["-ltorch_cpu", "-lc10"]
             done = subprocess.run(command, capture_output=True, text=True, errors="replace")
             if done.returncode or not made.is_file():
                 last = "\n".join((done.stdout + done.stderr).strip().splitlines()[-8:])
                 raise RuntimeError(
-                    f"the native kernel cannot be built: {compiler} gave {done.returncode}; "
-                    f"{_INSTEAD}. Its last lines:\n{last}"
+                    f"the native kernel cannot be built: {path} gave {done.returncode}; "
+                    f"{INSTEAD}. Its last lines:\n{last}"
                 )
             for broken in place.glob(f"{label}-*.so"):
                 broken.unlink(missing_ok=True)
             return made.replace(place / f"{label}-{_digest(made.read_bytes())}.so")
     except OSError as error:
-        raise RuntimeError(f"the native kernel cannot be built: {error}; {_INSTEAD}") from error
+        raise RuntimeError(f"the native kernel cannot be built: {error}; {INSTEAD}") from error
+
+
+def _read(path: Path) -> tuple[float, bytes]:
+    """When a file was written, and its contents; none where another process just removed it."""
+    try:
+        return path.stat().st_mtime, path.read_bytes()
+    except FileNotFoundError:
+        return 0.0, b""
 
 
 def _digest(data: bytes) -> str:

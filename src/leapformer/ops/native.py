@@ -8,12 +8,12 @@ of its core. Here are its operators, its library's functions and what they are c
 import ctypes
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .build import build, find
+from .build import INSTEAD, build, find
 from .chunked import empty_output, refuse_second, refuse_tangents
 from .features import full_precision
 
@@ -71,31 +71,50 @@ class _Call(ctypes.Structure):
     ]
 
 
-@functools.cache
-def _load(path: Path) -> Any:
-    function = ctypes.CDLL(str(path)).leapformer_attention
-    function.argtypes = [ctypes.POINTER(_Call), ctypes.c_int]
-    return function
+class Kernel(NamedTuple):
+    """`run(call, backward)` of the library at `path`: 0, or 1 where memory ran out."""
+
+    path: Path
+    run: Any
 
 
 @functools.cache
-def _found() -> Any:
-    """The kernel, where it was built before; else None."""
+def _load(path: Path) -> Kernel:
+    run = ctypes.CDLL(str(path)).leapformer_attention
+    run.argtypes = [ctypes.POINTER(_Call), ctypes.c_int]
+    return Kernel(path, run)
+
+
+@functools.cache
+def _found() -> Kernel | None:
+    """The kernel, where it was built before and can be loaded; else None."""
     path = find()
-    return None if path is None else _load(path)
+    try:
+        return None if path is None else _load(path)
+    except OSError:  # `kernel` says why
+        return None
 
 
 @torch.compiler.assume_constant_result
 def built() -> bool:
-    """Is the kernel there, without compiling?"""
+    """Is the kernel there, without compiling? The answer stays for the life of the process."""
     return _found() is not None
 
 
-def _kernel() -> Any:
-    if _found() is None:
-        build()
+def kernel() -> Kernel:
+    """The kernel, built where it is not there.
+
+    Raises RuntimeError where it cannot be built or loaded.
+    """
+    found = _found()
+    if found is None:
+        path = build()
+        try:
+            found = _load(path)
+        except OSError as error:
+            raise RuntimeError(f"the native kernel cannot be loaded: {error}; {INSTEAD}") from error
         _found.cache_clear()
-    return _found()
+    return found
 
 
 def _call(
@@ -129,7 +148,7 @@ def _call(
             setattr(call, name, x.data_ptr())
         else:
             setattr(call, name, _View(x.data_ptr(), *x.stride()[:3]))
-    if _kernel()(call, backward):
+    if kernel().run(call, backward):
         raise MemoryError("the native kernel found no memory for its scratch")
 
 
