@@ -68,6 +68,7 @@ inline int64_t up(int64_t n, int64_t m) { return (n + m - 1) / m * m; }
 // ---- the call, as native.py hands it over -------------------------------------------------------
 
 enum Type : int64_t { FLOAT, DOUBLE, BFLOAT16, HALF };
+constexpr int64_t SIZES[] = {4, 8, 2, 2};
 enum Feature : int64_t { RELU, ELU };
 
 extern "C" {
@@ -286,9 +287,11 @@ void cut(const int64_t* counts, int64_t i, int64_t i_end, int64_t j, int64_t lim
 template <class T>
 class Head {
  public:
-  Head(const Call& call, int64_t b, int64_t h, const int64_t* counts, Scratch& scratch)
+  Head(const Call& call, int64_t b, int64_t h, const int64_t* counts, bool forwards,
+       Scratch& scratch)
       : c(call), b(b), h(h), counts(counts), D(call.width), E(call.values),
-        R(call.turned ? 2 : 1), Dp(up(D, w)), Ep(up(E, w)), ldv(up(E + 1, w)), F(R * Dp) {
+        R(call.turned ? 2 : 1), Dp(up(D, w)), Ep(up(E, w)), ldv(up(E + 1, w)), F(R * Dp),
+        ahead(forwards ? C : -C) {
     const std::pair<T**, int64_t> arrays[] = {
         {&x_q, C * Dp},           {&x_k, C * Dp},         {&x_t, Dp * C},    {&wide_q, C * F},
         {&wide_k, C * F},         {&wide_t, F * C},       {&wide, C * F},    {&values, C * ldv},
@@ -487,6 +490,7 @@ class Head {
   const int64_t D, E, R, Dp, Ep, ldv, F;
   T *x_q, *x_k, *x_t, *wide_q, *wide_k, *wide_t, *wide, *values, *values_t, *found, *rows, *rows_t;
   T *weights, *grad_weights, *state, *line, *cos_q, *sin_q, *cos_k, *sin_k, *total;
+  const int64_t ahead;  // from a tile to the next, in rows
   bool fresh = true;  // the state is empty, and its memory holds nothing
 
   int64_t offset(const View& view, int64_t row) const {
@@ -524,6 +528,14 @@ class Head {
       if (!real[row + r]) cosine[r] = sine[r] = 0;
   }
 
+  // A row of a tensor, while the same row of the tile that comes next is called for.
+  void load(const View& from, int64_t row, int64_t n, T* to) const {
+    const int64_t here = offset(from, row), size = SIZES[c.type];
+    const char* next = from.data + (here + ahead * from.row) * size;
+    for (int64_t byte = 0; byte < n * size; byte += 64) __builtin_prefetch(next + byte, 0, 2);
+    load_row(to, from.data, here, n, c.type);
+  }
+
   // phi of rows of q or k, padded with zeros.
   void load_features(const View& from, int64_t row, int64_t n, const uint8_t* real, T* x) const {
     for (int64_t r = 0; r < n; ++r) {
@@ -532,7 +544,7 @@ class Head {
         std::fill_n(to, Dp, T(0));
         continue;
       }
-      load_row(to, from.data, offset(from, row + r), D, c.type);
+      load(from, row + r, D, to);
       if (c.feature == RELU)
         for (int64_t d = 0; d < D; ++d) to[d] = to[d] < 0 ? T(0) : to[d];
       else
@@ -579,7 +591,7 @@ class Head {
     for (int64_t j = 0; j < n; ++j) {
       T* to = values + j * ldv;
       if (real && !real[t.j0 + j]) std::fill_n(to, E, T(0));
-      else load_row(to, c.v.data, offset(c.v, t.j0 + j), E, c.type);
+      else load(c.v, t.j0 + j, E, to);
       to[E] = 1;
       std::fill(to + E + 1, to + ldv, T(0));
     }
@@ -591,9 +603,9 @@ class Head {
     const int64_t n = t.i1 - t.i0;
     for (int64_t i = 0; i < n; ++i) {
       T* to = found + i * ldv;
-      load_row(to, c.grad_y.data, offset(c.grad_y, t.i0 + i), E, c.type);
+      load(c.grad_y, t.i0 + i, E, to);
       std::fill(to + E, to + ldv, T(0));
-      load_row(line, c.y.data, offset(c.y, t.i0 + i), E, c.type);
+      load(c.y, t.i0 + i, E, line);
       std::fill(line + E, line + Ep, T(0));
       const T weight = number(c.total, t.i0 + i), eps = T(c.eps);
       const T scale = 1 / std::max(weight, eps);
@@ -720,7 +732,8 @@ class Run {
 
   void forward() {
     states(true);
-    each([&](Head<T>& head, const Sequence& s, int64_t from, int64_t to, bool last, int64_t place) {
+    each(true, [&](Head<T>& head, const Sequence& s, int64_t from, int64_t to, bool last,
+                   int64_t place) {
       start(head, place, c.sums);
       const bool after = last && c.after;
       for (int64_t t = from; t < to; ++t) head.forward((*s.tiles)[t], after || t + 1 < to);
@@ -730,12 +743,13 @@ class Run {
 
   void backward() {
     states(true);
-    each([&](Head<T>& head, const Sequence& s, int64_t from, int64_t to, bool, int64_t place) {
+    each(true, [&](Head<T>& head, const Sequence& s, int64_t from, int64_t to, bool, int64_t place) {
       start(head, place, c.sums);
       for (int64_t t = from; t < to; ++t) head.backward_queries((*s.tiles)[t], t + 1 < to);
     });
     states(false);
-    each([&](Head<T>& head, const Sequence& s, int64_t from, int64_t to, bool last, int64_t place) {
+    each(false, [&](Head<T>& head, const Sequence& s, int64_t from, int64_t to, bool last,
+                    int64_t place) {
       start(head, place, c.grad_after);
       const bool before = place % pieces == 0 && c.grad_sums;
       for (int64_t t = to - 1; t >= from; --t)
@@ -760,13 +774,13 @@ class Run {
   }
 
   template <class F>
-  void each(const F& work) const {
+  void each(bool forwards, const F& work) const {
     at::parallel_for(0, heads * pieces, 1, [&](int64_t begin, int64_t end) {
       Scratch& scratch = scratch_of_thread();
       for (int64_t place = begin; place < end; ++place) {
         const Sequence& s = plan.sequences[place / pieces / c.heads];
         const int64_t piece = place % pieces, tiles = static_cast<int64_t>(s.tiles->size());
-        Head<T> head(c, s.b, place / pieces % c.heads, s.counts, scratch);
+        Head<T> head(c, s.b, place / pieces % c.heads, s.counts, forwards, scratch);
         work(head, s, tiles * piece / pieces, tiles * (piece + 1) / pieces, piece + 1 == pieces,
              place);
       }
@@ -785,7 +799,7 @@ class Run {
     state_size = (c.values + 1) * (c.turned ? 2 : 1) * up(c.width, W<T>);
     between.resize(heads * pieces * state_size);
     const int64_t first = before ? 0 : pieces - 1, step = before ? 1 : -1;
-    each([&](Head<T>& head, const Sequence& s, int64_t from, int64_t to, bool, int64_t place) {
+    each(true, [&](Head<T>& head, const Sequence& s, int64_t from, int64_t to, bool, int64_t place) {
       const int64_t piece = place % pieces, next = piece + step;
       if (piece == first) {
         head.begin(at_head(before ? c.sums : c.grad_after, place));
