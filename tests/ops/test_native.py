@@ -10,7 +10,7 @@ from cases import Case, cases, native
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leapformer import Visible, leap_attention
+from leapformer import LeapState, Visible, leap_attention
 from leapformer.ops import FEATURE_MAPS, choose_backend
 from leapformer.ops import native as fused
 from leapformer.timing import threads
@@ -144,6 +144,18 @@ def test_a_nan_is_seen_by_those_who_see_its_key_and_no_others():
         y = leap_attention(*spoilt, p_q, p_k, visible="causal", backend="native")
         assert y[:, :, :128].isfinite().all()
         assert y[:, :, 150:].isnan().any(-1).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_elu_of_any_number_is_exact(dtype):
+    x = torch.cat([torch.linspace(-110, 5, 400), torch.tensor([-1e4, -0.0, 0.0, 1e4])]).to(dtype)
+    state, none = torch.ones(1, 1, 1, 2, dtype=dtype), torch.zeros(1, 1, 0, 1, dtype=dtype)
+    options = {"state": LeapState(state), "feature_map": "elu", "eps": 10001.0}
+    y = leap_attention(x[None, None, :, None], none, none, backend="native", **options)
+    x = x.double()
+    expected = torch.where(x > 0, x + 1, x.exp()) / 10001
+    rtol = 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(y.flatten().double(), expected, rtol=rtol, atol=1e-40)
 
 
 def test_every_feature_map_is_fused():
