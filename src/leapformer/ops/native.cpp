@@ -336,7 +336,9 @@ class Head {
   // The state from memory, [R D, E + 1]; null: empty.
   void begin(const T* sums) {
     const int64_t all = R * D * (E + 1);
-    fresh = !sums || std::all_of(sums, sums + all, [](T x) { return x == 0; });
+    int filled = 0;
+    for (int64_t n = 0; sums && n < all; ++n) filled |= sums[n] != 0;
+    fresh = !filled;
     if (fresh) return;
     std::fill_n(state, (E + 1) * F, T(0));
     for (int64_t r = 0; r < R; ++r)
