@@ -33,7 +33,7 @@ def folder(cache: Path | None = None) -> Path:
 def find(cache: Path | None = None, compiler: str = "") -> Path | None:
     """The newest whole library, of that compiler (as `build` writes it) if one is named."""
     found = [(*_read(path), path) for path in folder(cache).glob(f"{compiler or '*'}-*.so")]
-    whole = [(age, path) for age, data, path in found if _digest(data) == path.stem[-16:]]
+    whole = [(age, path) for age, data, path in found if _whole(path, data)]
     return max(whole)[1] if whole else None
 
 
@@ -60,13 +60,13 @@ def build(cache: Path | None = None) -> Path:
             f"the native kernel needs a C++ compiler, and {get_cxx_compiler()} is not found: "
             f"install one, such as g++, or name it in CXX; {INSTEAD}"
         )
-    version = subprocess.run([path, "--version"], capture_output=True).stdout
-    label = f"{Path(path).name}-{_digest(version)}"
-    found, place = find(cache, label), folder(cache)
-    if found is not None:
-        return found
-    print(f"leapformer: building the native kernel with {path}, once", file=sys.stderr)
     try:
+        version = subprocess.run([path, "--version"], capture_output=True).stdout
+        label = f"{Path(path).name}-{_digest(version)}"
+        found, place = find(cache, label), folder(cache)
+        if found is not None:
+            return found
+        print(f"leapformer: building the native kernel with {path}, once", file=sys.stderr)
         place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place) as scratch:
             made = Path(scratch) / "kernel.so"
@@ -80,8 +80,9 @@ def build(cache: Path | None = None) -> Path:
                     f"the native kernel cannot be built: {path} gave {done.returncode}; "
                     f"{INSTEAD}. Its last lines:\n{last}"
                 )
-            for broken in place.glob(f"{label}-*.so"):
-                broken.unlink(missing_ok=True)
+            for other in place.glob("*.so"):
+                if not _whole(other, _read(other)[1]):
+                    other.unlink(missing_ok=True)
             return made.replace(place / f"{label}-{_digest(made.read_bytes())}.so")
     except OSError as error:
         raise RuntimeError(f"the native kernel cannot be built: {error}; {INSTEAD}") from error
@@ -93,6 +94,10 @@ def _read(path: Path) -> tuple[float, bytes]:
         return path.stat().st_mtime, path.read_bytes()
     except FileNotFoundError:
         return 0.0, b""
+
+
+def _whole(path: Path, data: bytes) -> bool:
+    return _digest(data) == path.stem.rpartition("-")[2]
 
 
 def _digest(data: bytes) -> str:

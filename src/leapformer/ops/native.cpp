@@ -65,7 +65,7 @@ inline const Vec<T>& at(const T* x) {
 
 inline int64_t up(int64_t n, int64_t m) { return (n + m - 1) / m * m; }
 
-// ---- the call, as native.py hands it over -------------------------------------------------------
+// The call, as native.py hands it over.
 
 enum Type : int64_t { FLOAT, DOUBLE, BFLOAT16, HALF };
 constexpr int64_t SIZES[] = {4, 8, 2, 2};
@@ -91,8 +91,6 @@ struct Call {
   void* grad_sums;          // null: not wanted
 };
 }
-
-// ---- products -----------------------------------------------------------------------------------
 
 // c[m][n] (+)= sum_k a(m, k) b[k][n], of M rows and N vectors; a(m, k) = a[m * am + k * ak].
 template <class T, int M, int N>
@@ -189,8 +187,6 @@ inline T exponential(T x) {
   return sum * power;
 }
 
-// ---- transposition ------------------------------------------------------------------------------
-
 // A square of one vector a row: riffling the first half of the rows with the second, as often as
 // the width has binary digits, brings every column into a row.
 #if defined(__GNUC__) && !defined(__clang__)
@@ -233,8 +229,6 @@ void transpose(const T* from, int64_t ldf, int64_t rows, int64_t columns, T* to,
     for (int64_t e = 0; e < columns; e += W<T>)
       square(from + r * ldf + e, ldf, to + e * ldt + r, ldt, add);
 }
-
-// ---- memory -------------------------------------------------------------------------------------
 
 template <class T, class S>
 void convert(T* to, const S* from, int64_t n) {
@@ -285,8 +279,6 @@ struct Scratch {
   }
 };
 
-// ---- tiles --------------------------------------------------------------------------------------
-
 // Queries i0..i1 beside keys j0..j1. Keys before j0 are in the state. `hidden`: some query must not
 // see some of the tile's keys; else these go into the state before the queries read it.
 struct Tile {
@@ -306,8 +298,7 @@ void cut(const int64_t* counts, int64_t i, int64_t i_end, int64_t j, int64_t lim
   }
 }
 
-// ---- one head -----------------------------------------------------------------------------------
-
+// One head of one sequence, in the scratch memory of the thread that runs it.
 template <class T>
 class Head {
  public:
@@ -705,8 +696,6 @@ class Head {
     }
   }
 };
-
-// ---- all heads ----------------------------------------------------------------------------------
 
 // Tokens that see each other and no others: a row of the batch, or a packed document.
 struct Sequence {
