@@ -79,6 +79,18 @@ def test_what_was_built_is_found_and_not_built_again(working, tmp_path, capsys):
     assert [path for path in made.parent.iterdir() if path != made] == []
 
 
+def test_the_compiler_last_asked_wins(working, compiler, tmp_path):
+    made = {}
+    for text in (b"one", b"two", b"one"):
+        (tmp_path / "made.so").write_bytes(text)
+        script = WORKS.replace("echo one", f"echo {text.decode()}")
+        compiler(script.format(log=working, library=tmp_path / "made.so"))
+        made[text] = building.build(tmp_path)
+        assert building.find(tmp_path) == made[text]
+    assert len(set(made.values())) == 2
+    assert working.read_text() == "run\n" * 2
+
+
 @pytest.mark.parametrize("damage", [lambda x: x[:100], lambda x: b"", lambda x: x[:-1] + b"?"])
 def test_a_broken_library_is_made_again(working, tmp_path, damage):
     made = building.build(tmp_path)

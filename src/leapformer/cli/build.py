@@ -8,9 +8,11 @@ class Build:
     """Compile the CPU kernel of the attention, once; backend "auto" takes it from then on."""
 
     def __call__(self) -> None:
+        from ..ops.build import build
         from ..ops.native import kernel
 
         try:
+            build()
             path = kernel().path
         except RuntimeError as error:
             raise OSError(error) from None

@@ -31,7 +31,7 @@ def folder(cache: Path | None = None) -> Path:
 
 
 def find(cache: Path | None = None, compiler: str = "") -> Path | None:
-    """The newest whole library, of that compiler (as `build` writes it) if one is named."""
+    """The whole library last asked for, of that compiler (as `build` writes it) if one is named."""
     found = [(*_read(path), path) for path in folder(cache).glob(f"{compiler or '*'}-*.so")]
     whole = [(age, path) for age, data, path in found if _whole(path, data)]
     return max(whole)[1] if whole else None
@@ -65,6 +65,7 @@ def build(cache: Path | None = None) -> Path:
         label = f"{Path(path).name}-{_digest(version)}"
         found, place = find(cache, label), folder(cache)
         if found is not None:
+            found.touch()
             return found
         print(f"leapformer: building the native kernel with {path}, once", file=sys.stderr)
         place.mkdir(parents=True, exist_ok=True)
