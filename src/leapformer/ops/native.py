@@ -95,10 +95,13 @@ def _found() -> Kernel | None:
         return None
 
 
-@torch.compiler.assume_constant_result
 def built() -> bool:
-    """Is the kernel there, without compiling? The answer stays for the life of the process."""
+    """Is the kernel there, without compiling?"""
     return _found() is not None
+
+
+# All that torch.compiler.assume_constant_result does, which would load torch's compiler here.
+built._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def kernel() -> Kernel:
