@@ -2,11 +2,21 @@
 
 from dataclasses import dataclass, replace
 
+import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from leapformer import LeapState, Visible, leap_attention
+from leapformer import LeapState, Visible, leap_attention, ops
+from leapformer.ops.build import compiler, find
+
+native = pytest.mark.skipif(
+    compiler() is None and find() is None,
+    reason="the native kernel needs a C++ compiler, and there is none",
+)
+"""Of tests that run the native kernel. It is built at its first use, and kept between runs."""
+BACKENDS = [pytest.param(n, marks=native) if n == "native" else n for n in ops.BACKENDS]
+FAST = [backend for backend in BACKENDS if backend != "reference"]
 
 LENGTHS = (0, 1, 2, 63, 64, 65, 127, 129, 200)
 

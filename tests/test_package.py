@@ -30,6 +30,7 @@ def test_the_wheel_holds_every_module_the_licence_and_the_types(wheel):
     assert "leapformer/ops/leap_attention.py" in modules
     assert modules <= names
     assert "leapformer/py.typed" in names
+    assert "leapformer/ops/native.cpp" in names
     assert [name for name in names if name.endswith(".dist-info/licenses/LICENSE")]
     others = {name for name in names if not name.startswith(("leapformer/", "leapformer-"))}
     assert others == set()

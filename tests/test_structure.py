@@ -125,7 +125,14 @@ def test_the_reader_of_imports_passes_a_downward_one(file, source):
 
 
 HEAVY = ("triton", "transformers", "datasets", "accelerate", "matplotlib", "tyro", "simuleval")
-HEAVY += ("kaldi_native_fbank", "sentencepiece", "soundfile", "soxr")
+HEAVY += (
+    "torch.utils.cpp_extension",
+    "setuptools",
+    "kaldi_native_fbank",
+    "sentencepiece",
+    "soundfile",
+    "soxr",
+)
 
 
 def run_python(code):

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from cases import BACKENDS
 
 from leapformer import LeapState, Visible, leap_attention
-from leapformer.ops import BACKENDS
 
 B, H, N, S, D, E = 2, 3, 4, 5, 6, 7
 

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from cases import BACKENDS, FAST, native
 from torch.utils.checkpoint import checkpoint
 
 from leapformer import LeapState, Visible, leap_attention
-from leapformer.ops import BACKENDS
+from leapformer.ops import native as fused
 from leapformer.ops.chunked import _backward, _forward
 
 NAMES = ("all", "causal", Visible.chunks(16, 3), Visible.wait_k(2, 3))
@@ -23,17 +24,19 @@ def run(attend, tensors):
     return [y, *torch.autograd.grad(y, tensors, torch.randn(y.shape, dtype=y.dtype))]
 
 
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize(
     "visible", [*NAMES, torch.arange(100), torch.arange(100).expand(2, -1).contiguous()]
 )
 @pytest.mark.parametrize("masked", [False, True])
-def test_compiles_whole_forward_and_backward(visible, masked):
+def test_compiles_whole_forward_and_backward(backend, visible, masked):
     torch._dynamo.reset()
     key_mask = torch.rand(2, 100) > 0.3 if masked else None
 
     def attend(q, k, v, p_q, p_k):
         q, v = q * 1.5, v + 1
-        return leap_attention(q, k, v, p_q, p_k, visible=visible, key_mask=key_mask) * 2
+        options = {"visible": visible, "key_mask": key_mask, "backend": backend}
+        return leap_attention(q, k, v, p_q, p_k, **options) * 2
 
     tensors = inputs()
     compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
@@ -41,11 +44,12 @@ def test_compiles_whole_forward_and_backward(visible, masked):
         torch.testing.assert_close(a, b)
 
 
-def test_compiles_with_inductor_also_a_step_of_decoding():
+@pytest.mark.parametrize("backend", FAST)
+def test_compiles_with_inductor_also_a_step_of_decoding(backend):
     torch._dynamo.reset()
 
     def attend(q, k, v, p_q, p_k):
-        return leap_attention(q.exp() - 1, k, v, p_q, p_k, visible="causal")
+        return leap_attention(q.exp() - 1, k, v, p_q, p_k, visible="causal", backend=backend)
 
     tensors = inputs()
     compiled = torch.compile(attend, fullgraph=True)
@@ -64,11 +68,12 @@ def test_compiles_with_inductor_also_a_step_of_decoding():
             torch.testing.assert_close(a, b)
 
 
-def test_one_compilation_serves_every_length():
+@pytest.mark.parametrize("backend", FAST)
+def test_one_compilation_serves_every_length(backend):
     torch._dynamo.reset()
 
     def attend(*x):
-        return leap_attention(*x, visible=Visible.chunks(16, 3))
+        return leap_attention(*x, visible=Visible.chunks(16, 3), backend=backend)
 
     compiled = torch.compile(attend, fullgraph=True, dynamic=True, backend="aot_eager")
     for length in (50, 77, 130):
@@ -101,6 +106,24 @@ def test_operators_keep_their_contract_with_torch():
     )
 
 
+@native
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_native_operators_keep_their_contract_with_torch(whole, masked):
+    q, k, v, p_q, p_k = inputs(70)
+    sums = torch.rand(2, 3, 16, 9, requires_grad=True)
+    counts = Visible.causal().counts(70, 70)
+    mask = torch.rand(2, 70) > 0.3 if masked else None
+    arguments = (q, k, v, p_q, p_k, sums, counts, mask, None, 1e-6, "relu", whole)
+    torch.library.opcheck(fused._forward, arguments)
+    y, total, after = (x.detach() for x in fused._forward(*arguments))
+    tensors = [None if x is None else x.detach() for x in arguments[:8]]
+    grads = (torch.ones_like(y), after if whole else None)
+    torch.library.opcheck(
+        fused._backward, (*grads, *tensors, None, y, total, 1e-6, "relu", whole, whole)
+    )
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("length", [1, 100])
 def test_autocast_runs_in_half_with_sums_in_float32(backend, length):
@@ -120,19 +143,23 @@ def test_autocast_runs_in_half_with_sums_in_float32(backend, length):
     torch.testing.assert_close(state.sums, expected_state.sums, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_keeps_its_dtype_and_a_float32_state(dtype):
+def test_half_precision_keeps_its_dtype_and_a_float32_state(backend, dtype):
     q, k, v, p_q, p_k = inputs(50, dtype, grad=False)
-    y, state = leap_attention(q, k, v, p_q, p_k, visible="causal", return_state=True)
+    y, state = leap_attention(
+        q, k, v, p_q, p_k, visible="causal", return_state=True, backend=backend
+    )
     assert (y.dtype, state.sums.dtype) == (dtype, torch.float32)
     assert state.read(q, p_q).dtype == dtype
 
 
-def test_gradient_checkpointing_changes_nothing():
+@pytest.mark.parametrize("backend", FAST)
+def test_gradient_checkpointing_changes_nothing(backend):
     tensors = inputs()
 
     def attend(*x):
-        return leap_attention(*x, visible="causal")
+        return leap_attention(*x, visible="causal", backend=backend)
 
     def checkpointed(*x):
         return checkpoint(attend, *x, use_reentrant=False)
@@ -141,36 +168,39 @@ def test_gradient_checkpointing_changes_nothing():
         assert torch.equal(a, b)
 
 
-def test_a_second_derivative_is_refused_and_the_reference_has_it():
+@pytest.mark.parametrize("backend", FAST)
+def test_a_second_derivative_is_refused_and_the_reference_has_it(backend):
     tensors = inputs(5, torch.float64)
-    y = leap_attention(*tensors, visible="causal")
+    y = leap_attention(*tensors, visible="causal", backend=backend)
     (grad,) = torch.autograd.grad(y.square().sum(), tensors[0], create_graph=True)
-    with pytest.raises(RuntimeError, match=r"no second derivative"):
+    with pytest.raises(RuntimeError, match=f"no second derivative in its {backend} backend"):
         grad.sum().backward()
     y = leap_attention(*tensors, visible="causal", backend="reference")
     (grad,) = torch.autograd.grad(y.square().sum(), tensors[0], create_graph=True)
     assert torch.autograd.grad(grad.square().sum(), tensors[1])[0].isfinite().all()
 
 
-def test_forward_mode_is_refused_and_the_reference_has_it():
+@pytest.mark.parametrize("backend", FAST)
+def test_forward_mode_is_refused_and_the_reference_has_it(backend):
     q, *rest = inputs(5, torch.float64, grad=False)
 
     def attend(backend):
         return lambda x: leap_attention(x, *rest, visible="causal", backend=backend)
 
     with pytest.raises(RuntimeError, match="no forward-mode derivative"):
-        torch.func.jvp(attend("chunked"), (q,), (q,))
+        torch.func.jvp(attend(backend), (q,), (q,))
     _, tangent = torch.func.jvp(attend("reference"), (q,), (q,))
     step = 1e-6 * q
     numeric = (attend("reference")(q + step) - attend("reference")(q - step)) / 2e-6
     torch.testing.assert_close(tangent, numeric)
 
 
-def test_inputs_are_left_as_they_were():
+@pytest.mark.parametrize("backend", FAST)
+def test_inputs_are_left_as_they_were(backend):
     tensors = inputs(grad=False)
     state = LeapState(torch.rand(2, 3, 16, 9))
     copies = [x.clone() for x in (*tensors, state.sums)]
-    leap_attention(*tensors, visible="causal", state=state, return_state=True)
+    leap_attention(*tensors, visible="causal", state=state, return_state=True, backend=backend)
     state.extend(*tensors[1:3], tensors[4])
     assert all(torch.equal(a, b) for a, b in zip(copies, (*tensors, state.sums), strict=True))
 

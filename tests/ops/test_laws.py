@@ -7,17 +7,15 @@ from itertools import pairwise
 
 import pytest
 import torch
-from cases import LENGTHS, cases
+from cases import BACKENDS, FAST, LENGTHS, cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from leapformer import LeapState, Visible, leap_attention
 from leapformer.bench.attention import quadratic
-from leapformer.ops import BACKENDS, visible_counts
+from leapformer.ops import visible_counts
 from leapformer.timing import peak_bytes
-
-FAST = [name for name in BACKENDS if name != "reference"]
 
 
 def gradients(case, backend: str) -> list[Tensor]:
@@ -286,12 +284,14 @@ def test_6_extending_and_reading_a_state_is_attending(case):
     assert close(state.sums, last.sums)
 
 
+@pytest.mark.parametrize("backend", FAST)
 @given(chunk=st.integers(1, 40), lookahead=st.integers(0, 20), length=st.integers(1, 150))
-def test_6_a_streaming_encoder_is_the_chunked_visibility(chunk, lookahead, length):
+def test_6_a_streaming_encoder_is_the_chunked_visibility(backend, chunk, lookahead, length):
     torch.manual_seed(length)
     q, k, v = torch.randn(3, 1, 2, length, 4, dtype=torch.float64)
     p_q, p_k = torch.rand(2, 1, 2, length, dtype=torch.float64)
-    whole = leap_attention(q, k, v, p_q, p_k, visible=Visible.chunks(chunk, lookahead))
+    rule = Visible.chunks(chunk, lookahead)
+    whole = leap_attention(q, k, v, p_q, p_k, visible=rule, backend=backend)
     state, heard, pieces = LeapState.empty(1, 2, 4, 4, dtype=torch.float64), 0, []
     for start in range(0, length, chunk):
         end = min(length, start + chunk)
@@ -302,15 +302,16 @@ def test_6_a_streaming_encoder_is_the_chunked_visibility(chunk, lookahead, lengt
     assert close(torch.cat(pieces, 2), whole)
 
 
+@pytest.mark.parametrize("backend", FAST)
 @given(k=st.integers(0, 9), ratio=st.integers(1, 9), queries=st.integers(1, 40))
-def test_6_a_simultaneous_translator_is_the_wait_k_visibility(k, ratio, queries):
+def test_6_a_simultaneous_translator_is_the_wait_k_visibility(backend, k, ratio, queries):
     keys = 100
     torch.manual_seed(queries)
     q = torch.randn(1, 2, queries, 4, dtype=torch.float64)
     ks, vs = torch.randn(2, 1, 2, keys, 4, dtype=torch.float64)
     p_q, p_k = (torch.rand(1, 2, n, dtype=torch.float64) for n in (queries, keys))
     rule = Visible.wait_k(k, ratio)
-    whole = leap_attention(q, ks, vs, p_q, p_k, visible=rule)
+    whole = leap_attention(q, ks, vs, p_q, p_k, visible=rule, backend=backend)
     state, heard = LeapState.empty(1, 2, 4, 4, dtype=torch.float64), 0
     for i in range(queries):
         new = slice(heard, rule.count(i, keys))
@@ -318,13 +319,14 @@ def test_6_a_simultaneous_translator_is_the_wait_k_visibility(k, ratio, queries)
         assert close(state.read(q[:, :, i : i + 1], p_q[:, :, i : i + 1]), whole[:, :, i : i + 1])
 
 
-def test_7_training_memory_is_linear_and_streaming_memory_constant():
+@pytest.mark.parametrize("backend", FAST)
+def test_7_training_memory_is_linear_and_streaming_memory_constant(backend):
     def training(length: int) -> int:
         q, k, v = (torch.randn(1, 2, length, 16, requires_grad=True) for _ in range(3))
         p = torch.rand(1, 2, length, requires_grad=True)
 
         def step() -> None:
-            y = leap_attention(q, k, v, p, p, visible="causal")
+            y = leap_attention(q, k, v, p, p, visible="causal", backend=backend)
             torch.autograd.grad(y.sum(), (q, k, v, p))
 
         return peak_bytes(step)
@@ -338,7 +340,15 @@ def test_7_training_memory_is_linear_and_streaming_memory_constant():
             state = LeapState.empty(1, 2, 16, 16)
             for _ in range(length // 64):
                 _, state = leap_attention(
-                    q, k, v, p, p, visible="causal", state=state, return_state=True
+                    q,
+                    k,
+                    v,
+                    p,
+                    p,
+                    visible="causal",
+                    state=state,
+                    return_state=True,
+                    backend=backend,
                 )
 
         return peak_bytes(run)
@@ -349,17 +359,19 @@ def test_7_training_memory_is_linear_and_streaming_memory_constant():
     assert streaming(4096) == streaming(512)
 
 
-def test_7_a_hundred_thousand_tokens_train_in_under_four_gigabytes():
+@pytest.mark.parametrize("backend", FAST)
+def test_7_a_hundred_thousand_tokens_train_in_under_four_gigabytes(backend):
     program = """
-import resource, torch
+import resource, sys, torch
 from leapformer import leap_attention
 q, k, v = (torch.randn(1, 8, 131_072, 64, requires_grad=True) for _ in range(3))
 p_q, p_k = (torch.rand(1, 8, 131_072, requires_grad=True) for _ in range(2))
-leap_attention(q, k, v, p_q, p_k, visible="causal").backward(torch.ones(1, 8, 131_072, 64))
+y = leap_attention(q, k, v, p_q, p_k, visible="causal", backend=sys.argv[1])
+y.backward(torch.ones(1, 8, 131_072, 64))
 assert all(x.grad.isfinite().all() for x in (q, k, v, p_q, p_k))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program, backend], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     kibibytes = int(done.stdout) if sys.platform == "linux" else int(done.stdout) // 1024
     assert kibibytes * 1024 < 4e9

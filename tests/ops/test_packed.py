@@ -5,12 +5,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from cases import Case, cases
+from cases import BACKENDS, FAST, Case, cases
 from hypothesis import given
 from hypothesis import strategies as st
 
 from leapformer import Visible, leap_attention
-from leapformer.ops import BACKENDS
 from leapformer.ops.chunked import _backward, _forward
 
 SIZES = (0, 1, 2, 31, 32, 63, 64, 65, 130, 200)
@@ -77,25 +76,27 @@ def test_one_document_never_changes_another_bit_for_bit(backend, visible, sizes)
     assert not torch.equal(before, after)
 
 
-def test_documents_far_away_may_hold_anything():
+@pytest.mark.parametrize("backend", FAST)
+def test_documents_far_away_may_hold_anything(backend):
     sizes = [128, 128, 128]
     bounds = torch.tensor([0, *sizes]).cumsum(0)
     inputs = torch.randn(3, 1, 2, sum(sizes), 4)
     inputs[:, :, :, 128:256] = torch.nan
-    y = leap_attention(*inputs, visible="causal", cu_seqlens=bounds)
+    y = leap_attention(*inputs, visible="causal", cu_seqlens=bounds, backend=backend)
     assert y[:, :, :128].isfinite().all()
     assert y[:, :, 256:].isfinite().all()
 
 
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("visible", RULES[:3])
-def test_packed_rows_compile_whole_and_serve_other_bounds(visible):
+def test_packed_rows_compile_whole_and_serve_other_bounds(backend, visible):
     torch._dynamo.reset()
     compiled = torch.compile(leap_attention, fullgraph=True, backend="aot_eager")
     q, k, v = torch.randn(3, 1, 2, 300, 4, requires_grad=True)
     for bounds in ([0, 10, 300], [0, 150, 151, 300]):
         cu_seqlens = torch.tensor(bounds)
-        y = compiled(q, k, v, visible=visible, cu_seqlens=cu_seqlens)
-        expected = leap_attention(q, k, v, visible=visible, cu_seqlens=cu_seqlens)
+        options = {"visible": visible, "cu_seqlens": cu_seqlens, "backend": backend}
+        y, expected = (attend(q, k, v, **options) for attend in (compiled, leap_attention))
         torch.testing.assert_close(y, expected)
         got, wanted = (torch.autograd.grad(x.sum(), (q, k, v)) for x in (y, expected))
         for a, b in zip(got, wanted, strict=True):

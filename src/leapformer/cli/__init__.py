@@ -10,7 +10,7 @@ except ModuleNotFoundError as error:
     raise SystemExit(f"{error}; the command line needs it: pip install 'leapformer[lra]'") from None
 
 from ..ops.checks import known
-from . import bench, lm, lra, probe, speech
+from . import bench, build, lm, lra, probe, speech
 
 COMMANDS: dict[str, type] = {
     "lra prepare": lra.Prepare,
@@ -26,6 +26,7 @@ COMMANDS: dict[str, type] = {
     "speech train": speech.Train,
     "speech evaluate": speech.Evaluate,
     "speech translate": speech.Translate,
+    "build": build.Build,
     "profile": bench.Profile,
     "bench attention": bench.BenchAttention,
     "bench language": bench.BenchLanguage,

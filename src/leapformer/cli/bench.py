@@ -16,16 +16,20 @@ class BenchAttention:
     threads: int = 1
     rounds: int = 7
     backend: str = "auto"
+    """Of the op; several are separated by commas, such as native,chunked."""
 
     def __call__(self) -> None:
         from ..bench.attention import run
 
         result = run(self.out, self.lengths, self.threads, self.rounds, self.backend)
+        for contender, backend in result["backends"].items():
+            print(f"{contender}: backend {backend}, off by {result['errors'][backend]:.1e}")
         for record in result["lengths"]:
-            if record["contender"] == "leap":
+            if record["contender"] in result["backends"]:
                 print(
                     f"{record['case']}, N={record['length']}, {record['pass']}: "
-                    f"{record['times_sdpa']['median']:.2f} times as fast as SDPA"
+                    f"{record['contender']} {record['times_sdpa']['median']:.2f} times as fast as "
+                    f"SDPA, {100 * record['of_matmul']['median']:.0f} % of the rate of torch.mm"
                 )
         for record in result["decode"]:
             if record["contender"] == "leap":

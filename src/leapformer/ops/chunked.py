@@ -15,6 +15,7 @@ which a document begins, only the queries of the one before read the state, and 
 the last one go on.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -34,7 +35,7 @@ from .visibility import documents, seen_by_any
 
 TILE = 128
 _MISSING = (
-    "leap_attention has no {} derivative in its chunked backend; "
+    "leap_attention has no {} derivative in its {} backend; "
     'use backend="reference" where one is needed'
 )
 
@@ -58,7 +59,7 @@ def chunked(
     `counts` are the n_i, int64 [N] or [B, N]; `sums` [B, H, F, E + 1] is the state before;
     `cu_seqlens` are the bounds of packed documents.
     """
-    _refuse_tangents(q, k, v, p_q, p_k, sums)
+    refuse_tangents("chunked", q, k, v, p_q, p_k, sums)
     if cu_seqlens is not None and counts.dim() == 2:
         counts = counts[0]  # packed documents are one row
     if counts.dim() == 2:
@@ -192,7 +193,7 @@ def _forward(
     the loop as one node.
     """
     batch, heads = q.shape[:2]
-    y = _empty_output(q, v)
+    y = empty_output(q, v)
     total = sums.new_empty(*q.shape[:3], 1)
     state = sums.flatten(0, 1).clone()
     for i, j, hidden, turn in _plan(q, k, counts, whole, cu_seqlens):
@@ -284,7 +285,7 @@ def _backward(
     return dq, dk, dv, d_rot_q, d_rot_k, state.view_as(sums)
 
 
-def _empty_output(q: Tensor, v: Tensor) -> Tensor:
+def empty_output(q: Tensor, v: Tensor) -> Tensor:
     """[B, H, N, E] laid out as [B, N, H, E]: merging the heads then copies nothing."""
     batch, heads, queries, _ = q.shape
     return q.new_empty(batch, queries, heads, v.shape[-1]).transpose(1, 2)
@@ -292,7 +293,7 @@ def _empty_output(q: Tensor, v: Tensor) -> Tensor:
 
 @_forward.register_fake
 def _(q, k, v, rot_q, rot_k, sums, *rest):  # type: ignore[no-untyped-def]
-    return _empty_output(q, v), sums.new_empty(*q.shape[:3], 1), torch.empty_like(sums)
+    return empty_output(q, v), sums.new_empty(*q.shape[:3], 1), torch.empty_like(sums)
 
 
 @_backward.register_fake
@@ -314,18 +315,23 @@ def _differentiate(ctx: Any, grad_y: Tensor | None, _: None, grad_sums: Tensor |
     return *_backward(grad_y, grad_sums, *saved, *options), None, None, None, None, None
 
 
-def _refuse(ctx: Any, *grads: Any) -> None:
-    raise RuntimeError(_MISSING.format("second"))
+def refuse_second(backend: str) -> Callable[..., None]:
+    """What stands for the backward of a backward operator."""
+
+    def refuse(ctx: Any, *grads: Any) -> None:
+        raise RuntimeError(_MISSING.format("second", backend))
+
+    return refuse
 
 
-def _refuse_tangents(*tensors: Tensor | None) -> None:
+def refuse_tangents(backend: str, *tensors: Tensor | None) -> None:
     """An operator of torch.library drops tangents of forward-mode differentiation; say so."""
     if torch.compiler.is_compiling():
         return
     for x in tensors:
         if x is not None and unpack_dual(x).tangent is not None:
-            raise RuntimeError(_MISSING.format("forward-mode"))
+            raise RuntimeError(_MISSING.format("forward-mode", backend))
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
-_backward.register_autograd(_refuse)
+_backward.register_autograd(refuse_second("chunked"))

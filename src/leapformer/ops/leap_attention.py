@@ -17,12 +17,13 @@ from .checks import (
 )
 from .chunked import chunked
 from .features import FEATURE_MAPS, autocast
+from .native import built, native
 from .reference import reference
 from .state import LeapState
 from .visibility import Visible, as_rule, visible_counts
 
 Backend = Callable[..., tuple[Tensor, Tensor]]
-BACKENDS: dict[str, Backend] = {"reference": reference, "chunked": chunked}
+BACKENDS: dict[str, Backend] = {"reference": reference, "chunked": chunked, "native": native}
 
 
 @overload
@@ -103,8 +104,9 @@ def leap_attention(
         return_state: also return the state after all S keys.
         eps: lower bound of the normaliser.
         feature_map: phi, "relu" (the paper's) or "elu" (elu + 1).
-        backend: "chunked" (linear, every device), "reference" (quadratic, float64 inside), or
-            "auto", which is `choose_backend`.
+        backend: "chunked" (linear, every device), "native" (the same in one C++ kernel for the CPU,
+            built at its first use), "reference" (quadratic, float64 inside), or "auto", which is
+            `choose_backend`.
 
     Returns:
         y [B, H, N, E] in the dtype of v, and with `return_state` the `LeapState` after the call.
@@ -165,6 +167,17 @@ def leap_attention(
 
 
 def choose_backend(name: str, device: torch.device) -> str:
-    """The backend that serves: `name` itself, or for "auto" the fastest one for the device."""
+    """The backend that serves: `name` itself, or for "auto" the fastest one that is there: "native"
+    on a CPU for which it was built (`leapformer build`), else "chunked".
+
+    Raises ValueError for an unknown name and for "native" elsewhere than on the CPU.
+    """
     known("backend", name, ("auto", *BACKENDS))
-    return "chunked" if name == "auto" else name
+    if name == "auto":
+        return "native" if device.type == "cpu" and built() else "chunked"
+    if name == "native" and device.type not in ("cpu", "meta"):
+        raise ValueError(
+            f'backend="native" runs on the CPU and the inputs are on {device}: '
+            'use backend="chunked", which runs on every device'
+        )
+    return name
