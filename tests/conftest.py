@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from leapformer.ops import build, native
+
 settings.register_profile(
     "laws",
     deadline=None,
@@ -19,6 +21,12 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of children: a thread in want of a core spins for minutes
 
 ROOT = Path(__file__).parent.parent
+
+
+def pytest_sessionstart() -> None:
+    """Build the native kernel before any test, so that what `auto` chooses stays the same."""
+    if build.compiler() is not None:
+        native.kernel()
 
 
 @pytest.fixture(scope="session")

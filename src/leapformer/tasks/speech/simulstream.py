@@ -52,7 +52,7 @@ class LeaPformerProcessor(SpeechProcessor):
     def clear(self) -> None:
         """Ready for the next speaker."""
         self.session.reset()
-        self.words, self.written = Words(), False
+        self.words = Words()
 
     def process_chunk(self, waveform: Any) -> IncrementalOutput:
         """float32 [samples] at 16 kHz to the words that are whole now."""
@@ -64,8 +64,8 @@ class LeaPformerProcessor(SpeechProcessor):
         return self._output(self.words.finish(rest))
 
     def tokens_to_string(self, tokens: list[str]) -> str:
-        """Words with blanks between them."""
-        return " ".join(tokens)
+        """Words with a blank behind each: so they can be added to whatever was written before."""
+        return "".join(f"{word} " for word in tokens)
 
     def set_source_language(self, language: str) -> None:
         """The model has one pair of languages: any is taken."""
@@ -74,9 +74,8 @@ class LeaPformerProcessor(SpeechProcessor):
         """The model has one pair of languages: any is taken."""
 
     def _output(self, text: str) -> IncrementalOutput:
-        blank = " " if self.written and text else ""
-        self.written = self.written or bool(text)
-        return IncrementalOutput(text.split(), blank + text, [], "")
+        words = text.split()
+        return IncrementalOutput(words, self.tokens_to_string(words), [], "")
 
 
 def _key(config: SimpleNamespace) -> tuple[str, str]:
