@@ -167,6 +167,31 @@ def _dense(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] < 2 else x.contiguous()
 
 
+def _both_passes(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    p_q: Tensor | None,
+    p_k: Tensor | None,
+    y: Tensor,
+    total: Tensor,
+    key_mask: Tensor | None,
+    sums: Tensor,
+) -> dict[str, Tensor | None]:
+    """What the kernel is given in both passes, by its name in `Call`."""
+    return {
+        "q": _dense(q),
+        "k": _dense(k),
+        "v": _dense(v),
+        "p_q": p_q,
+        "p_k": p_k,
+        "y": y,
+        "total": total,
+        "mask": None if key_mask is None else key_mask.contiguous(),
+        "sums": sums.contiguous(),
+    }
+
+
 @torch.library.custom_op("leapformer::native_forward", mutates_args=())
 @full_precision
 def _forward(
@@ -189,18 +214,8 @@ def _forward(
     state before, `sums` [B, H, R * D, E + 1]; counts [N] or [B, N], key_mask [B, S].
     """
     y, total, after = _outputs(q, v, sums, whole)
-    tensors = {
-        "q": _dense(q),
-        "k": _dense(k),
-        "v": _dense(v),
-        "p_q": p_q,
-        "p_k": p_k,
-        "y": y,
-        "total": total,
-        "mask": None if key_mask is None else key_mask.contiguous(),
-        "sums": sums.contiguous(),
-        "after": after if whole else None,
-    }
+    tensors = _both_passes(q, k, v, p_q, p_k, y, total, key_mask, sums)
+    tensors["after"] = after if whole else None
     _call(False, tensors, counts, cu_seqlens, eps, feature_map, whole)
     return y, total, after
 
@@ -230,15 +245,7 @@ def _backward(
     made = _gradients(q, k, v, p_q, p_k, sums, of_state)
     dq, dk, dv = (_dense(x) for x in made[:3])
     tensors = {
-        "q": _dense(q),
-        "k": _dense(k),
-        "v": _dense(v),
-        "p_q": p_q,
-        "p_k": p_k,
-        "y": y,
-        "total": total,
-        "mask": None if key_mask is None else key_mask.contiguous(),
-        "sums": sums.contiguous(),
+        **_both_passes(q, k, v, p_q, p_k, y, total, key_mask, sums),
         "grad_y": _dense(grad_y),
         "grad_after": None if grad_sums is None else grad_sums.contiguous(),
         "dq": dq,
