@@ -1,6 +1,7 @@
 """Several attentions side by side: which runs those are, and how they stand in a table."""
 
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 
@@ -17,11 +18,14 @@ def check_grid(
     return list(dict.fromkeys(attentions)), list(dict.fromkeys(seeds))
 
 
-def grouped(results: list[dict[str, Any]], key: str = "attention") -> dict[str, list[Any]]:
-    """Runs by an entry of their signature, in order of appearance."""
+def grouped(
+    results: list[dict[str, Any]], key: Callable[[dict[str, Any]], str] | str = "attention"
+) -> dict[str, list[Any]]:
+    """Runs by an entry of their signature, or by what `key` makes of it, in order of appearance."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for result in results:
-        groups.setdefault(result["signature"][key], []).append(result)
+        signed = result["signature"]
+        groups.setdefault(signed[key] if isinstance(key, str) else key(signed), []).append(result)
     return groups
 
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ... import plots
 from ...results import markdown, read_json, signature, writable_folder, write_json
-from ..comparison import over_seeds, where
+from ..comparison import grouped, over_seeds, where
 from ..runs import RESULT
 from .audio import RATE, AudioError, read_audio
 from .data import Utterances, load
@@ -124,18 +124,14 @@ def _title(result: dict[str, Any]) -> str:
     )
 
 
-def form(recipe: dict[str, Any]) -> str:
-    """Which cross-attention a recipe has, in words."""
-    help_ = " + learned progress" if recipe["learned_progress"] else ""
-    return f"{recipe['cross_attention']}{help_}"
-
-
 def forms(results: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Runs by their cross-attention, in order of appearance."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for result in results:
-        groups.setdefault(form(result["signature"]["run"]["recipe"]), []).append(result)
-    return groups
+
+    def form(signed: dict[str, Any]) -> str:
+        recipe = signed["run"]["recipe"]
+        return recipe["cross_attention"] + " + learned progress" * recipe["learned_progress"]
+
+    return grouped(results, form)
 
 
 def table(results: list[dict[str, Any]]) -> str:
