@@ -11,6 +11,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..ops import LeapState, leap_attention
+from ..proportion import LeaP
 from .base import Attention, Traits, View
 
 
@@ -20,8 +21,10 @@ class LinearAttention(Attention):
     traits = Traits(linear=True, causal=True, cross=True, streaming=True)
     feature_map: ClassVar[str] = "elu"
 
-    def proportions(self, q: Tensor, k: Tensor, view: View) -> tuple[Tensor | None, Tensor | None]:
-        """p_q [B, H, N] and p_k [B, H, S], or None for both."""
+    def proportions(
+        self, q: Tensor, k: Tensor, view: View
+    ) -> tuple[Tensor | LeaP | None, Tensor | LeaP | None]:
+        """p_q [B, H, N] and p_k [B, H, S], or what reads them off q and k, or None for both."""
         return None, None
 
     def attend(
