@@ -13,8 +13,7 @@ follow the order of the tokens: what belongs together can be drawn together.
 import torch
 from torch import Tensor, nn
 
-
-_SINGLE = [nn.Linear]
+_ONE = [nn.Linear]
 _TWO = [nn.Linear, nn.ReLU, nn.Linear]
 
 
@@ -63,12 +62,14 @@ class LeaP(nn.Module):
         inner = self.proportion
         layers = list(inner) if type(inner) is nn.Sequential else [inner]
         kinds = [type(layer) for layer in layers]
-        if type(self) is not LeaP or kinds not in (_SINGLE, _TWO):
+        if type(self) is not LeaP or kinds not in (_ONE, _TWO):
             return []
         for module in (self, inner, *layers):
             if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
                 return []
-        maps = [x for layer in layers for x in layer._parameters.values() if x is not None]
+        maps: list[Tensor] = [
+            x for layer in layers for x in layer._parameters.values() if x is not None
+        ]
         return maps if len(maps) == len(layers) + 1 else []
 
 

@@ -43,8 +43,8 @@ def proportions(
 ) -> Tensor | None:
     """p [B, H, N] of the tokens x [B, H, N, D], read off them where it is learned; checked (see
     `check_proportions`)."""
-    given = p is None or isinstance(p, Tensor)
-    return check_proportions(name, p if given else p(x, real), x, real)  # type: ignore
+    given = p if p is None or isinstance(p, Tensor) else p(x, real)
+    return check_proportions(name, given, x, real)
 
 
 def step(
