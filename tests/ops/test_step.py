@@ -150,6 +150,18 @@ def test_nothing_is_read_before_it_is_written(case):
 
 
 @native
+def test_poisoned_memory_reaches_the_kernel(calls):
+    q, k, v = torch.randn(3, 1, 1, 1, 4)
+    for poison in (False, True):
+        torch.use_deterministic_algorithms(poison, warn_only=True)
+        try:
+            leap_attention(q, k, v, visible="causal", backend="native")
+        finally:
+            torch.use_deterministic_algorithms(False)
+    assert [fused._RECORD.unpack(record)[7] for record in calls] == [0, 1]
+
+
+@native
 @given(case=cases())
 def test_a_row_never_depends_on_its_batch_nor_on_the_number_of_threads(case):
     before = case(torch.float32)
@@ -252,10 +264,14 @@ def test_only_what_has_no_derivative_to_keep_goes_to_the_kernel(calls):
 
     tensors = torch.randn(3, 2, 3, 1, 8).unbind()
     assert step(*tensors).requires_grad
-    torch.func.jvp(step, tensors, tensors)
     assert calls == []
     for leap in leaps:
         leap.requires_grad_(False)
+    _, tangent = torch.func.jvp(step, tensors, tensors)
+    assert calls == []
+    ahead, behind = (step(*(x * (1 + sign * 1e-3) for x in tensors)) for sign in (1, -1))
+    torch.testing.assert_close(tangent, (ahead - behind) / 2e-3, rtol=1e-2, atol=1e-2)
+    calls.clear()
     assert not step(*tensors).requires_grad
     assert len(calls) == 1
     state.sums.requires_grad_()
@@ -264,7 +280,7 @@ def test_only_what_has_no_derivative_to_keep_goes_to_the_kernel(calls):
 
 
 @native
-def test_torch_compile_keeps_its_own_operators_and_agrees():
+def test_torch_compile_keeps_its_own_operators_and_agrees(calls):
     torch.manual_seed(0)
     leaps, state = (LeaP(8), LeaP(8)), LeapState(torch.rand(2, 3, 16, 9))
     tensors = torch.randn(3, 2, 3, 1, 8).unbind()
@@ -273,8 +289,9 @@ def test_torch_compile_keeps_its_own_operators_and_agrees():
     def step(*x: Tensor) -> Tensor:
         return leap_attention(*x, *leaps, visible="causal", state=state)
 
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*tensors), step(*tensors))
+    y = torch.compile(step, fullgraph=True, backend="aot_eager")(*tensors)
+    assert calls == []
+    torch.testing.assert_close(y, step(*tensors))
 
 
 @native
