@@ -9,6 +9,7 @@ from cases import FAST, native
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from leapformer import LeaP, LeapState, leap_attention
 from leapformer.ops import BACKENDS
@@ -277,6 +278,27 @@ def test_only_what_has_no_derivative_to_keep_goes_to_the_kernel(calls):
     state.sums.requires_grad_()
     assert step(*tensors).requires_grad
     assert len(calls) == 1
+
+
+@native
+def test_transforms_of_torch_func_are_served_by_torch_s_operators(calls):
+    q, k, v = torch.randn(3, 4, 2, 3, 1, 8)
+    state = LeapState(torch.rand(2, 3, 8, 9))
+
+    def step(*x: Tensor) -> Tensor:
+        return leap_attention(*x, visible="causal", state=state)
+
+    with torch.no_grad():
+        y = torch.vmap(step)(q, k, v)
+        grad = torch.func.grad(lambda x: step(x, k[0], v[0]).sum())(q[0])
+        assert calls == []
+        torch.testing.assert_close(y, torch.stack(list(map(step, q, k, v))))
+    leaf = q[0].clone().requires_grad_()
+    step(leaf, k[0], v[0]).sum().backward()
+    torch.testing.assert_close(grad, leaf.grad)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(q[0], q[0])
+        assert forward_ad.unpack_dual(step(dual, k[0], v[0])).tangent is not None
 
 
 @native

@@ -90,8 +90,11 @@ def _weights(p: Tensor | Learned | None, x: Tensor) -> list[Tensor]:
 
 
 def _recorded(*tensors: Tensor | Learned | None) -> bool:
-    """Is there a derivative to keep, or a compiler that fuses by itself?"""
-    if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
+    """Is there a derivative to keep, a transform of torch.func to serve, or a compiler that fuses
+    by itself?"""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return True
+    if forward_ad._current_level >= 0:
         return True
     grad = torch.is_grad_enabled()
     return grad and any(isinstance(x, Tensor) and x.requires_grad for x in tensors)
