@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from leapformer import leap_attention
 from leapformer.bench import profile
 from leapformer.bench.profile import run, table, tipping_points
-from leapformer.zoo import ATTENTIONS
+from leapformer.zoo import ATTENTIONS, linear
 
 LENGTHS = [64, 128, 256, 512, 1024]
 
@@ -103,6 +104,20 @@ def test_the_table_and_the_picture_show_every_mechanism(profiled):
     assert matplotlib.image.imread(out.with_suffix(".png"))[..., :3].std() > 0.02
 
 
+def test_a_backend_may_be_named_behind_an_attention(tmp_path, monkeypatch):
+    seen = set()
+
+    def spy(*words, backend, **how):
+        seen.add(backend)
+        return leap_attention(*words, backend=backend, **how)
+
+    monkeypatch.setattr(linear, "leap_attention", spy)
+    names = ["leap@chunked", "leap@reference"]
+    result = run(tmp_path / "p.json", names, [8], hidden_size=8, rounds=1, least=0.001)
+    assert seen == {"chunked", "reference"}
+    assert {r["attention"] for r in result["records"]} == {"softmax", *names}
+
+
 def test_what_would_need_too_much_memory_is_left_out_from_there_on(tmp_path):
     lengths = [64, 128, 256, 512]
     out = tmp_path / "p.json"
@@ -127,6 +142,8 @@ def test_what_would_need_too_much_memory_is_left_out_from_there_on(tmp_path):
         ({"lengths": [0]}, "must be at least 1"),
         ({"rounds": 0}, "must be at least 1"),
         ({"attentions": ["leep"]}, "unknown attention 'leep'"),
+        ({"attentions": ["leap@fast"]}, "unknown backend 'fast'"),
+        ({"attentions": ["softmax@chunked"]}, "softmax has no backends"),
         ({"heads": 3}, "cannot be shared by 3 heads"),
         ({"heads": 0}, "must be at least 1"),
         ({"hidden_size": -8}, "must be at least 1"),

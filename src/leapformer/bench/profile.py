@@ -21,10 +21,12 @@ from ..models import (
     LeaPformerForCausalLM,
     LeaPformerForSequenceClassification,
 )
+from ..ops import BACKENDS
+from ..ops.checks import known
 from ..results import markdown, signature, writable_folder, write_json
 from ..timing import peak_bytes, seconds, spread
 from ..timing import threads as limited
-from ..zoo import ATTENTIONS, attention_class
+from ..zoo import attention_class
 
 BASELINE = "softmax"
 CASES = (("layer", "all"), ("layer", "causal"), ("model", "all"), ("model", "causal"))
@@ -45,12 +47,13 @@ def run(
 ) -> dict[str, Any]:
     """Measure, and write the JSON file `out` with a table (.md) and a picture (.png) beside it.
 
+    `attentions` are names of the zoo; "leap@chunked" is leap in that backend of `leap_attention`.
     A record holds seconds, tokens a second and peak memory of a pass. What would need more than
     `gibibytes`, judged by how memory grew over the last two lengths, is left out from there on.
     """
     attentions = list(dict.fromkeys([BASELINE, *attentions]))
     for name in attentions:
-        attention_class(name)
+        mechanism(name)
     lengths = sorted(set(lengths))
     if not lengths or min(lengths[0], rounds, batch, threads, hidden_size, heads) < 1:
         raise ValueError("lengths, rounds, batch, threads, width and heads must be at least 1")
@@ -66,7 +69,7 @@ def run(
                 fitting = [
                     name
                     for name in attentions
-                    if (visible == "all" or ATTENTIONS[name].traits.causal)
+                    if (visible == "all" or attention_class(mechanism(name)[0]).traits.causal)
                     and _expected_bytes(records, name, scope, visible, length) < gibibytes * 2**30
                 ]
                 work = {
@@ -109,6 +112,21 @@ def run(
     return result
 
 
+def mechanism(name: str) -> tuple[str, dict[str, Any]]:
+    """The attention that is meant, and its options.
+
+    Raises ValueError for an unknown one, and for a backend where there is none to choose.
+    """
+    attention, _, backend = name.partition("@")
+    kind = attention_class(attention)
+    if not backend:
+        return attention, {}
+    if "backend" not in kind.options():
+        raise ValueError(f"{name}: {attention} has no backends to choose from")
+    known("backend", backend, BACKENDS)
+    return attention, {"backend": backend}
+
+
 def _expected_bytes(
     records: list[dict[str, Any]], name: str, scope: str, visible: str, length: int
 ) -> float:
@@ -133,8 +151,10 @@ def _work(
     of full length."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     module: torch.nn.Module
+    attention, options = mechanism(name)
     if scope == "layer":
-        module = MultiHeadAttention(attention_class(name)(heads, hidden // heads, length))
+        kind = attention_class(attention)
+        module = MultiHeadAttention(kind(heads, hidden // heads, length, **options))
         x = torch.randn(batch, length, hidden, device=device)
 
         def forward() -> torch.Tensor:
@@ -148,14 +168,15 @@ def _work(
             num_hidden_layers=2,
             num_attention_heads=heads,
             intermediate_size=4 * hidden,
-            attention=name,
+            attention=attention,
+            attention_options=options,
             max_position_embeddings=length,
             pad_token_id=None,
         )
-        kind = LeaPformerForCausalLM if visible == "causal" else LeaPformerForSequenceClassification
-        module = kind(config)
+        causal = visible == "causal"
+        module = (LeaPformerForCausalLM if causal else LeaPformerForSequenceClassification)(config)
         ids = torch.randint(256, (batch, length), device=device)
-        no_cache = {"use_cache": False} if visible == "causal" else {}
+        no_cache = {"use_cache": False} if causal else {}
 
         def forward() -> torch.Tensor:
             y: torch.Tensor = module(ids, **no_cache).logits
@@ -212,9 +233,9 @@ def tipping_points(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     },
                 }
             )
-    order = {name: i for i, name in enumerate(ATTENTIONS)}
+    order = list(dict.fromkeys(record["attention"] for record in records))
     return sorted(
-        points, key=lambda p: (p["scope"], p["visible"], p["pass"], order[p["attention"]])
+        points, key=lambda p: (p["scope"], p["visible"], p["pass"], order.index(p["attention"]))
     )
 
 

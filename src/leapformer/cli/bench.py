@@ -76,7 +76,7 @@ class Profile:
     out: Path
     """The JSON file; a table and a picture are put beside it."""
     attentions: str = ALL
-    """Mechanisms of the zoo, separated by commas, or all."""
+    """Mechanisms of the zoo, separated by commas, or all; leap@chunked is leap in that backend."""
     lengths: list[int] = field(default_factory=lambda: [2**i for i in range(6, 15)])
     hidden_size: int = 128
     heads: int = 2

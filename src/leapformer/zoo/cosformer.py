@@ -18,8 +18,15 @@ class CosformerAttention(LinearAttention):
     traits = Traits(linear=True, causal=True, cross=True, streaming=True, fixed_length=True)
     feature_map = "relu"
 
-    def __init__(self, num_heads: int, head_dim: int, max_length: int | None = None) -> None:
-        super().__init__(num_heads, head_dim, max_length)
+    def __init__(
+        self,
+        num_heads: int,
+        head_dim: int,
+        max_length: int | None = None,
+        *,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(num_heads, head_dim, max_length, backend=backend)
         assert max_length is not None  # refused above: traits.fixed_length
         self.ramp = Ramp(max_length)
 

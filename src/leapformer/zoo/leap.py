@@ -17,6 +17,7 @@ class LeapAttention(LinearAttention):
 
     Args:
         hidden: r, the width inside LeaP; head_dim // 4 by default.
+        backend: of `leap_attention`.
     """
 
     traits = Traits(linear=True, causal=True, cross=True, streaming=True)
@@ -29,8 +30,9 @@ class LeapAttention(LinearAttention):
         max_length: int | None = None,
         *,
         hidden: int | None = None,
+        backend: str = "auto",
     ) -> None:
-        super().__init__(num_heads, head_dim, max_length)
+        super().__init__(num_heads, head_dim, max_length, backend=backend)
         self.leap_q = LeaP(head_dim, hidden)
         self.leap_k = LeaP(head_dim, hidden)
 

@@ -10,16 +10,32 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..ops import LeapState, leap_attention
+from ..ops import BACKENDS, LeapState, leap_attention
+from ..ops.checks import known
 from ..proportion import LeaP
 from .base import Attention, Traits, View
 
 
 class LinearAttention(Attention):
-    """A mechanism that is `leap_attention` with a feature map and, maybe, proportions."""
+    """A mechanism that is `leap_attention` with a feature map and, maybe, proportions.
+
+    Args:
+        backend: of `leap_attention`.
+    """
 
     traits = Traits(linear=True, causal=True, cross=True, streaming=True)
     feature_map: ClassVar[str] = "elu"
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_dim: int,
+        max_length: int | None = None,
+        *,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(num_heads, head_dim, max_length)
+        self.backend = known("backend", backend, ("auto", *BACKENDS))
 
     def proportions(
         self, q: Tensor, k: Tensor, view: View
@@ -41,5 +57,6 @@ class LinearAttention(Attention):
             cu_seqlens=view.cu_seqlens,
             state=view.state,
             feature_map=self.feature_map,
+            backend=self.backend,
         )
         return call(return_state=True) if view.return_state else call()

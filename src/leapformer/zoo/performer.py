@@ -27,6 +27,7 @@ class PerformerAttention(LinearAttention):
     Args:
         features: m, how many.
         floor: what is added to each feature, 1e-4 in the paper's code.
+        backend: of `leap_attention`.
     """
 
     traits = Traits(linear=True, causal=True, cross=True, streaming=True)
@@ -41,8 +42,9 @@ class PerformerAttention(LinearAttention):
         *,
         features: int = 128,
         floor: float = 1e-4,
+        backend: str = "auto",
     ) -> None:
-        super().__init__(num_heads, head_dim, max_length)
+        super().__init__(num_heads, head_dim, max_length, backend=backend)
         if features < 1 or floor < 0:
             raise ValueError(f"features is {features} and floor {floor}: expected > 0 and >= 0")
         self.floor = floor

@@ -84,6 +84,7 @@ def quick() -> LMRecipe:
         hidden_size=128,
         num_attention_heads=4,
         intermediate_size=512,
+        short_convolution=4,  # linear mechanisms gain 12 % of perplexity (docs/log.md)
         initializer_range=0.09,  # hidden_size^-1/2, with which scaled tokens have variance one
         sequence_length=256,
         batch_size=8,
