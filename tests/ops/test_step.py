@@ -323,7 +323,7 @@ def test_the_operator_keeps_its_contract_with_torch(learned):
     maps = [[x.detach() for x in LeaP(8).weights()] if learned else [] for _ in range(2)]
     given_ = [None] * 2 if learned else list(torch.rand(2, 2, 3, 1))
     sums, mask = torch.rand(2, 3, 16, 9), torch.rand(2, 1) > 0.5
-    arguments = (q, k, v, *given_, *maps, mask, sums, 1e-6, "relu")
+    arguments = (q, k, v, *given_, sums, 1e-6, "relu", *maps, mask)
     torch.library.opcheck(fused.native_step, arguments)
 
 

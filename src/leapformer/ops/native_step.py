@@ -20,8 +20,8 @@ _NO_LEAP = (0, 0, 0, 0, 0)
 
 torch.library.define(
     "leapformer::native_step",
-    "(Tensor q, Tensor k, Tensor v, Tensor? p_q, Tensor? p_k, Tensor[] leap_q, Tensor[] leap_k, "
-    "Tensor? key_mask, Tensor sums, float eps, str feature_map) -> (Tensor, Tensor)",
+    "(Tensor q, Tensor k, Tensor v, Tensor? p_q, Tensor? p_k, Tensor sums, float eps, "
+    "str feature_map, Tensor[] leap_q, Tensor[] leap_k, Tensor? key_mask) -> (Tensor, Tensor)",
 )
 
 
@@ -32,12 +32,12 @@ def _step(
     v: Tensor,
     p_q: Tensor | None,
     p_k: Tensor | None,
-    leap_q: list[Tensor],
-    leap_k: list[Tensor],
-    key_mask: Tensor | None,
     sums: Tensor,
     eps: float,
     feature_map: str,
+    leap_q: list[Tensor],
+    leap_k: list[Tensor],
+    key_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     batch, heads, _, width = q.shape
     q, k, v, sums = dense(q), dense(k), dense(v), sums.contiguous()
@@ -70,7 +70,7 @@ def _leap(maps: list[Tensor]) -> tuple[int, ...]:
 
 
 @torch.library.register_fake("leapformer::native_step")
-def _(q, k, v, p_q, p_k, leap_q, leap_k, key_mask, sums, eps, feature_map):  # type: ignore[no-untyped-def]
+def _(q, k, v, p_q, p_k, sums, eps, feature_map, leap_q, leap_k, key_mask):  # type: ignore[no-untyped-def]
     return empty_output(q, v), torch.empty_like(sums, memory_format=torch.contiguous_format)
 
 

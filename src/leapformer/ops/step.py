@@ -2,7 +2,7 @@
 
 A backend that has it in one call lies in `STEPS`:
 
-    step(q, k, v, p_q, p_k, leap_q, leap_k, key_mask, sums, eps, feature_map) -> y, sums after
+    step(q, k, v, p_q, p_k, sums, eps, feature_map, leap_q, leap_k, key_mask) -> y, sums after
 
 q, k [B, H, 1, D], v [B, H, 1, E] in any layout, key_mask [B, 1] or None, sums [B, H, F, E + 1].
 Proportions are given (p_q, p_k [B, H, 1]), or learned: `leap_q` and `leap_k` are then what
@@ -74,7 +74,7 @@ def step(
         leap_q = leap_k = []
     if fused is None:
         return state.step_unchecked(q, k, v, p_q, p_k, key_mask, eps, feature_map)
-    y, sums = fused(q, k, v, p_q, p_k, leap_q, leap_k, key_mask, state.sums, eps, feature_map)
+    y, sums = fused(q, k, v, p_q, p_k, state.sums, eps, feature_map, leap_q, leap_k, key_mask)
     return y, LeapState(sums)
 
 
