@@ -78,17 +78,19 @@ def attention_bench(bench: dict[str, Any], path: Path) -> None:
             if record["case"] == case:
                 lines.setdefault((record["contender"], record["pass"]), []).append(record)
         for (name, way), records in lines.items():
-            look = sign[name] | {"linestyle": styles[way], "label": f"{name}, {way}"}
+            look = sign[name] | {"linestyle": styles[way]}
+            if way == "forward+backward":
+                look["label"] = name
             if name != "sdpa":
                 _band(upper, "length", records, "times_sdpa", look)
             if way == "forward+backward":
                 held = [record for record in records if "peak_bytes" in record]
                 x = [record["length"] for record in held]
                 y = [record["peak_bytes"] / 2**20 for record in held]
-                lower.plot(x, y, **look | {"label": name})
+                lower.plot(x, y, **look)
         upper.axhline(1, color="black", linewidth=0.8)
         upper.set_title(case, fontsize=10)
-        upper.set_ylabel("times as fast as SDPA")
+        upper.set_ylabel("times as fast as SDPA (dashed: forward alone)")
         lower.set_ylabel("forward+backward: peak memory (MiB)")
     for number, case in enumerate(cases):
         mine = [
