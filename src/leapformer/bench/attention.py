@@ -44,7 +44,7 @@ QUADRATIC = ("sdpa", "quadratic")
 """Contenders whose time grows with the square of the length."""
 SCORES = 2**26
 """How many the quadratic form may hold: beyond that it is not measured."""
-ROUNDS_UP_TO, ONCE_UP_TO = 15.0, 300.0
+ROUNDS_UP_TO, ONCE_UP_TO = 20.0, 300.0
 """Seconds that a call may be expected to take to be measured in every round, or once."""
 
 
