@@ -1,16 +1,13 @@
 """The command line: one line a mistake, before work is lost; recipes overridden by name."""
 
-import functools
 import json
 import re
 from dataclasses import fields, replace
 
-import matplotlib.image
 import pytest
 from transformers import Trainer
 
-from leapformer import leap_attention
-from leapformer.bench import attention as bench
+from leapformer.bench.attention import Bench
 from leapformer.cli import COMMANDS, main
 from leapformer.tasks.lra import compare as comparison
 from leapformer.tasks.lra import listops
@@ -42,8 +39,8 @@ def idle(monkeypatch):
     for owner, name in (
         (listops, "sample"),
         (Trainer, "train"),
-        (bench, "_at_length"),
-        (bench, "_decode"),
+        (Bench, "at_length"),
+        (Bench, "decode"),
     ):
         monkeypatch.setattr(owner, name, lambda *_, **__: pytest.fail("work began"))
 
@@ -164,45 +161,3 @@ def test_train_prints_the_accuracy_beside_the_majority(folder, capsys):
         f"leap: test accuracy {100 * result['accuracy']:.1f} %, "
         f"most frequent class {100 * result['majority']:.1f} %"
     ) in capsys.readouterr().out
-
-
-def test_bench_times_no_backend_that_is_wrong(folder, capsys, monkeypatch):
-    def wrong(*arguments, **options):
-        y = leap_attention(*arguments, **options)
-        return y * (1 + 1e-4) if options["backend"] == "chunked" else y
-
-    monkeypatch.setattr(bench, "leap_attention", wrong)
-    monkeypatch.setattr(bench, "_at_length", lambda *_: pytest.fail("it was timed"))
-    out = folder / "made" / "attention.json"
-    assert main([*BENCH.split(), "--backend", "chunked", "--out", str(out)]) == 2
-    assert "chunked errs by 1.0e-04" in capsys.readouterr().err
-    assert not out.exists()
-
-
-def test_operations_are_those_of_the_products():
-    assert bench.operations(bench.Case(1, 1, 2, False), 3)["forward"] == 2 * 2 * 3 * 4 * 3
-    one_tile = bench.operations(bench.Case(1, 1, 2, True), 3)
-    assert one_tile["forward"] == 2 * 6 * (2 + 3)
-    assert one_tile["forward+backward"] == one_tile["forward"] + 2 * 6 * (3 + 4 + 2 + 2 + 4)
-
-
-def test_bench_writes_ratios_and_a_picture(folder, capsys, monkeypatch):
-    monkeypatch.setattr(bench, "seconds", functools.partial(bench.seconds, least=0.01))
-    out = folder / "made" / "attention.json"
-    assert main([*BENCH.split(), "--backend", "chunked,reference", "--out", str(out)]) == 0
-    result = json.loads(out.read_text())
-    assert {"versions", "commit", "machine", "backend"} <= set(result["signature"])
-    assert result["backends"] == {"leap": "chunked", "leap reference": "reference"}
-    assert len(result["lengths"]) == 2 * 2 * 4  # cases, passes, contenders
-    assert {record["length"] for record in result["lengths"]} == {128}
-    assert {record["context"] for record in result["decode"]} == set(bench.CONTEXTS)
-    for record in result["lengths"] + result["decode"]:
-        ratio = record["times_sdpa"]
-        assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
-        if record["contender"] == "sdpa":
-            assert ratio == {"median": 1, "low": 1, "high": 1}
-        if record in result["lengths"] and record["contender"] in result["backends"]:
-            assert 0 < record["of_matmul"]["low"] <= record["of_matmul"]["high"]
-    picture = matplotlib.image.imread(out.with_suffix(".png"))
-    assert picture[..., :3].std() > 0.02
-    assert "times as fast as SDPA" in capsys.readouterr().out

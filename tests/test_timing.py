@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from leapformer.timing import peak_bytes, seconds, spread
+from leapformer.timing import once, peak_bytes, seconds, spread
 
 MEGABYTES = 2**20
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -75,3 +75,10 @@ def test_contenders_take_turns_and_a_value_is_seconds_a_call():
 
 def test_spread_is_median_and_range():
     assert spread([3.0, 1.0, 2.0, 10.0]) == {"median": 2.5, "low": 1.0, "high": 10.0}
+
+
+def test_once_is_one_call():
+    seen = []
+    ticks = iter((3.0, 10.0))
+    assert once(lambda: seen.append(1), clock=lambda: next(ticks)) == 7.0
+    assert seen == [1]

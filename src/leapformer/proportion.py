@@ -13,6 +13,9 @@ follow the order of the tokens: what belongs together can be drawn together.
 import torch
 from torch import Tensor, nn
 
+_ONE = [nn.Linear]
+_TWO = [nn.Linear, nn.ReLU, nn.Linear]
+
 
 class LeaP(nn.Module):
     """Learned proportions: x [B, H, N, D] -> p [B, H, N] in [0, 1].
@@ -48,6 +51,26 @@ class LeaP(nn.Module):
             x = x.masked_fill(~mask[:, None, :, None], 0)
         logit = self.proportion(x.relu()).squeeze(-1)
         return torch.sigmoid(logit if logit.dtype == torch.float64 else logit.float())
+
+    def weights(self) -> list[Tensor]:
+        """What `forward` computes with, for a kernel that computes the same: W1 [r, D], b1 [r],
+        W2 [1, r], b2 [1], or W [1, D], b [1] of a single linear map.
+
+        Nothing where a call does more than the formula: a subclass, a hook, a layer that was
+        quantised or adapted.
+        """
+        inner = self.proportion
+        layers = list(inner) if type(inner) is nn.Sequential else [inner]
+        kinds = [type(layer) for layer in layers]
+        if type(self) is not LeaP or kinds not in (_ONE, _TWO):
+            return []
+        for module in (self, inner, *layers):
+            if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+                return []
+        maps: list[Tensor] = [
+            x for layer in layers for x in layer._parameters.values() if x is not None
+        ]
+        return maps if len(maps) == len(layers) + 1 else []
 
 
 class Ramp(nn.Module):

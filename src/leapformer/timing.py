@@ -57,6 +57,15 @@ def seconds(
     return taken
 
 
+def once(run: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of a single call, of what takes too long for more."""
+    _settle()
+    began = clock()
+    run()
+    _settle()
+    return clock() - began
+
+
 @contextmanager
 def threads(count: int) -> Iterator[None]:
     """Let torch use so many threads for a while."""

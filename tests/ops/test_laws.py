@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from leapformer import LeapState, Visible, leap_attention
-from leapformer.bench.attention import quadratic
+from leapformer.bench.peers import quadratic
 from leapformer.ops import visible_counts
 from leapformer.timing import peak_bytes
 

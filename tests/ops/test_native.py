@@ -83,7 +83,7 @@ def test_poisoned_memory_reaches_the_kernel():
         return 0
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "kernel", lambda: fused.Kernel(Path(), spy))
+        patch.setattr(fused, "kernel", lambda: fused.Kernel(Path(), spy, None))
         torch.use_deterministic_algorithms(True, warn_only=True)
         try:
             y = case("native")

@@ -8,36 +8,23 @@ from .options import ALL, attentions
 
 @dataclass
 class BenchAttention:
-    """Time the op against torch's SDPA and the quadratic form."""
+    """Time the op against torch's SDPA, the quadratic form and other libraries."""
 
     out: Path
-    """The JSON file; the picture is put beside it."""
-    lengths: list[int] = field(default_factory=lambda: [2**i for i in range(7, 13)])
+    """The JSON file; a report and a picture are put beside it."""
+    lengths: list[int] = field(default_factory=lambda: [2**i for i in range(7, 17)])
     threads: int = 1
     rounds: int = 7
     backend: str = "auto"
     """Of the op; several are separated by commas, such as native,chunked."""
+    dtype: str = "auto"
+    """float32, bfloat16 or float16; auto is float32 on a CPU and bfloat16 on a GPU."""
 
     def __call__(self) -> None:
         from ..bench.attention import run
 
-        result = run(self.out, self.lengths, self.threads, self.rounds, self.backend)
-        for contender, backend in result["backends"].items():
-            print(f"{contender}: backend {backend}, off by {result['errors'][backend]:.1e}")
-        for record in result["lengths"]:
-            if record["contender"] in result["backends"]:
-                print(
-                    f"{record['case']}, N={record['length']}, {record['pass']}: "
-                    f"{record['contender']} {record['times_sdpa']['median']:.2f} times as fast as "
-                    f"SDPA, {100 * record['of_matmul']['median']:.0f} % of the rate of torch.mm"
-                )
-        for record in result["decode"]:
-            if record["contender"] == "leap":
-                print(
-                    f"decoding after {record['context']}: "
-                    f"{1e6 * record['seconds']['median']:.0f} us, "
-                    f"{record['times_sdpa']['median']:.1f} times as fast as SDPA"
-                )
+        run(self.out, self.lengths, self.threads, self.rounds, self.backend, self.dtype)
+        print(self.out.with_suffix(".md").read_text(encoding="utf-8"))
         print(f"{self.out}\npicture: {self.out.with_suffix('.png')}")
 
 

@@ -11,7 +11,6 @@ from .checks import (
     check_eps,
     check_floating,
     check_keys,
-    check_proportions,
     check_state,
     known,
 )
@@ -20,6 +19,7 @@ from .features import FEATURE_MAPS, autocast
 from .native import built, native
 from .reference import reference
 from .state import LeapState
+from .step import Learned, proportions, step
 from .visibility import Visible, as_rule, visible_counts
 
 Backend = Callable[..., tuple[Tensor, Tensor]]
@@ -31,8 +31,8 @@ def leap_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    p_q: Tensor | None = None,
-    p_k: Tensor | None = None,
+    p_q: Tensor | Learned | None = None,
+    p_k: Tensor | Learned | None = None,
     *,
     visible: str | Visible | Tensor = "all",
     key_mask: Tensor | None = None,
@@ -50,8 +50,8 @@ def leap_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    p_q: Tensor | None = None,
-    p_k: Tensor | None = None,
+    p_q: Tensor | Learned | None = None,
+    p_k: Tensor | Learned | None = None,
     *,
     visible: str | Visible | Tensor = "all",
     key_mask: Tensor | None = None,
@@ -68,8 +68,8 @@ def leap_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    p_q: Tensor | None = None,
-    p_k: Tensor | None = None,
+    p_q: Tensor | Learned | None = None,
+    p_k: Tensor | Learned | None = None,
     *,
     visible: str | Visible | Tensor = "all",
     key_mask: Tensor | None = None,
@@ -92,7 +92,8 @@ def leap_attention(
         k: keys [B, H, S, D].
         v: values [B, H, S, E].
         p_q: proportions of the queries in [0, 1], [B, H, N] or what broadcasts to it; any floating
-            dtype. Learned: `LeaP`; static: `Ramp`. None, for both: plain linear attention.
+            dtype. Learned: a `LeaP`, which is then read, or what it gives; static: `Ramp`'s. None,
+            for both: plain linear attention.
         p_k: proportions of the keys, [B, H, S].
         visible: which of the S keys of this call query i sees: "all", "causal" (keys 0..i), a
             `Visible` rule, or an integer tensor [N] or [B, N] of how many leading keys.
@@ -130,9 +131,6 @@ def leap_attention(
         )
     if (p_q is None) != (p_k is None):
         raise ValueError("give proportions to both sides or to neither: p_q and p_k")
-    p_q = check_proportions("p_q", p_q, q)
-    p_k = check_proportions("p_k", p_k, k, key_mask)
-
     if cu_seqlens is not None:
         stateful = state is not None or return_state
         cu_seqlens = check_cu_seqlens(cu_seqlens, q, k, stateful)
@@ -155,10 +153,12 @@ def leap_attention(
     backend = choose_backend(backend, q.device)
     rule = as_rule(visible)
     sees_itself = queries == keys == 1 and rule is not None and rule.count(0, 1) == 1
-    if sees_itself and key_mask is None and backend != "reference":
-        y, state = state.step_unchecked(q, k, v, p_q, p_k, eps, feature_map)
+    if sees_itself and backend != "reference":
+        y, state = step(q, k, v, p_q, p_k, key_mask, state, eps, feature_map, backend)
         return (y, state) if return_state else y
 
+    p_q = proportions("p_q", p_q, q)
+    p_k = proportions("p_k", p_k, k, key_mask)
     counts = visible_counts(visible, batch, queries, keys, cu_seqlens)
     y, sums = BACKENDS[backend](
         q, k, v, p_q, p_k, counts, key_mask, state.sums, eps, feature_map, return_state, cu_seqlens

@@ -1,4 +1,4 @@
-// The attention of docs/attention.md on the CPU, forward and backward.
+// The attention of docs/attention.md on the CPU, forward and backward, and one step of decoding.
 //
 // A sequence is cut into tiles of at most 64 queries and 64 keys, whatever the visibility: the keys
 // that all queries of a tile see are in a running state, the others meet them in a small product of
@@ -55,6 +55,9 @@ template <class T>
 constexpr int64_t W = Simd<T>::width;
 
 template <class T>
+constexpr T HALF_PI = T(1.57079632679489661923);
+
+template <class T>
 inline Vec<T>& at(T* x) {
   return *reinterpret_cast<Vec<T>*>(x);
 }
@@ -89,6 +92,21 @@ struct Call {
   const void* grad_after;   // null: zero
   void* after;              // null: not wanted
   void* grad_sums;          // null: not wanted
+};
+
+struct Leap {  // the maps W1 [hidden, D], b1, W2 [1, hidden], b2 of LeaP, dense; W2 null: W1 alone
+  const char *w1, *b1, *w2, *b2;
+  int64_t hidden;
+};
+
+struct Step {  // one query and one key; y [B, H, 1, E], `after` like `sums`
+  int64_t batch, heads, width, values, type, feature, turned, poison;
+  double eps;
+  View q, k, v, p_q, p_k, y;
+  Leap leap_q, leap_k;  // W1 null: the proportions are given
+  const uint8_t* mask;  // [B]; null: all keys are real
+  const void* sums;     // [B, H, R D, E + 1]
+  void* after;
 };
 }
 
@@ -185,6 +203,31 @@ inline T exponential(T x) {
   T power;
   std::memcpy(&power, &bits, sizeof(T));
   return sum * power;
+}
+
+// phi of n numbers, in place.
+template <class T>
+void features(T* x, int64_t n, int64_t feature) {
+  if (feature == RELU)
+    for (int64_t d = 0; d < n; ++d) x[d] = x[d] < 0 ? T(0) : x[d];
+  else
+    for (int64_t d = 0; d < n; ++d) x[d] = x[d] > 0 ? x[d] + 1 : exponential(x[d]);
+}
+
+// cos and sin of pi/2 p for n numbers p in [0, 1], by their series at 0; `sine` holds p before.
+template <class T>
+void cosines(int64_t n, T* cosine, T* sine) {
+  constexpr int terms = sizeof(T) == 4 ? 7 : 12;
+  for (int64_t r = 0; r < n; ++r) {
+    const T x = sine[r] * HALF_PI<T>, square = x * x;
+    T even = 1, odd = 1;
+    for (int k = terms; k > 0; --k) {
+      even = 1 - square * even * T(1.0 / ((2 * k - 1) * (2 * k)));
+      odd = 1 - square * odd * T(1.0 / ((2 * k) * (2 * k + 1)));
+    }
+    cosine[r] = even;
+    sine[r] = x * odd;
+  }
 }
 
 // A square of one vector a row: riffling the first half of the rows with the second, as often as
@@ -500,7 +543,6 @@ class Head {
 
  private:
   static constexpr int64_t w = W<T>, PANEL = COLUMNS * W<T>;
-  static constexpr T HALF_PI = T(1.57079632679489661923);
   const Call& c;
   const int64_t b, h;
   const int64_t* counts;
@@ -524,23 +566,13 @@ class Head {
     return std::upper_bound(counts + t.i0, counts + t.i1, t.j0 + j) - (counts + t.i0);
   }
 
-  // cos and sin of pi/2 p for p in [0, 1], by their series at 0; zero for what is not real.
+  // cos and sin of the proportions; zero for what is not real.
   void rotate(const View& p, int64_t row, int64_t n, const uint8_t* real, T* cosine,
               T* sine) const {
     if (R == 1) return;
-    constexpr int terms = sizeof(T) == 4 ? 7 : 12;
-    for (int64_t r = 0; r < n; ++r) sine[r] = number(p, row + r) * HALF_PI;
+    for (int64_t r = 0; r < n; ++r) sine[r] = number(p, row + r);
     std::fill(sine + n, sine + up(n, w), T(0));
-    for (int64_t r = 0; r < up(n, w); ++r) {
-      const T x = sine[r], square = x * x;
-      T even = 1, odd = 1;
-      for (int k = terms; k > 0; --k) {
-        even = 1 - square * even * T(1.0 / ((2 * k - 1) * (2 * k)));
-        odd = 1 - square * odd * T(1.0 / ((2 * k) * (2 * k + 1)));
-      }
-      cosine[r] = even;
-      sine[r] = x * odd;
-    }
+    cosines(up(n, w), cosine, sine);
     for (int64_t r = 0; real && r < n; ++r)
       if (!real[row + r]) cosine[r] = sine[r] = 0;
   }
@@ -562,10 +594,7 @@ class Head {
         continue;
       }
       load(from, row + r, D, to);
-      if (c.feature == RELU)
-        for (int64_t d = 0; d < D; ++d) to[d] = to[d] < 0 ? T(0) : to[d];
-      else
-        for (int64_t d = 0; d < D; ++d) to[d] = to[d] > 0 ? to[d] + 1 : exponential(to[d]);
+      features(to, D, c.feature);
       std::fill(to + D, to + Dp, T(0));
     }
     std::fill_n(x + n * Dp, (up(n, w) - n) * Dp, T(0));
@@ -685,7 +714,7 @@ class Head {
         }
         T sum = 0;
         for (int64_t e = 0; e < w; ++e) sum += slope[e];
-        number(dp, row + r) = real && !real[row + r] ? T(0) : HALF_PI * sum;
+        number(dp, row + r) = real && !real[row + r] ? T(0) : HALF_PI<T> * sum;
       }
       if (real && !real[row + r]) std::fill_n(grad, D, T(0));
       else if (c.feature == RELU)
@@ -834,6 +863,171 @@ class Run {
   }
 };
 
+// A state of F rows of L numbers takes in a key, after = before + k v^T, and is read, found = q after:
+// N vectors of columns, of which the last begins at `last`.
+template <class T, int N>
+void advance(int64_t F, int64_t L, const T* k, const T* q, const T* v, const T* before, T* after,
+             T* found, int64_t last) {
+  Vec<T> value[N], sum[N];
+  const auto column = [&](int n) { return n + 1 < N ? n * W<T> : last; };
+  for (int n = 0; n < N; ++n) value[n] = at(v + column(n)), sum[n] = Vec<T>{};
+  for (int64_t f = 0; f < F; ++f, before += L, after += L)
+    for (int n = 0; n < N; ++n) {
+      const Vec<T> state = at(before + column(n)) + k[f] * value[n];
+      at(after + column(n)) = state;
+      sum[n] += q[f] * state;
+    }
+  for (int n = 0; n < N; ++n) at(found + column(n)) = sum[n];
+}
+
+// All columns. The last vector ends with the row: what it shares with the one before is found twice.
+template <class T>
+void advance(int64_t F, int64_t L, const T* k, const T* q, const T* v, const T* before, T* after,
+             T* found) {
+  for (int64_t e = 0; L < W<T> && e < L; ++e) {
+    T sum = 0;
+    for (int64_t f = 0; f < F; ++f) {
+      after[f * L + e] = before[f * L + e] + k[f] * v[e];
+      sum += q[f] * after[f * L + e];
+    }
+    found[e] = sum;
+  }
+  constexpr int most = 5;
+  for (int64_t e = 0; L >= W<T> && e < L; e += most * W<T>) {
+    const int64_t vectors = std::min<int64_t>(most, (L - e + W<T> - 1) / W<T>);
+    const int64_t last = std::min((vectors - 1) * W<T>, L - W<T> - e);
+    const auto some = [&](auto run) { run(F, L, k, q, v + e, before + e, after + e, found + e, last); };
+    switch (vectors) {
+      case 1: some(advance<T, 1>); break;
+      case 2: some(advance<T, 2>); break;
+      case 3: some(advance<T, 3>); break;
+      case 4: some(advance<T, 4>); break;
+      case 5: some(advance<T, 5>); break;
+    }
+  }
+}
+
+// One step of decoding, of up to C heads at a time.
+template <class T>
+class Stepper {
+ public:
+  Stepper(const Step& call, Scratch& scratch)
+      : c(call), D(call.width), E(call.values), R(call.turned ? 2 : 1), Dp(up(D, w)),
+        hidden(up(std::max<int64_t>({call.leap_q.hidden, call.leap_k.hidden, 1}), w)) {
+    const std::pair<T**, int64_t> arrays[] = {
+        {&x_q, C * Dp},       {&x_k, C * Dp},    {&cos_q, C},    {&sin_q, C},
+        {&cos_k, C},          {&sin_k, C},       {&wide_q, R * D}, {&wide_k, R * D},
+        {&value, E + 1},      {&found, E + 1},   {&w1, hidden * Dp}, {&w1_t, Dp * hidden},
+        {&b1, hidden},        {&w2, hidden},     {&inside, C * hidden}};
+    int64_t size = 0;
+    for (auto [array, n] : arrays) size += up(n, 64);
+    T* next = reinterpret_cast<T*>(scratch.ready(size * sizeof(T), call.poison));
+    for (auto [array, n] : arrays) {
+      *array = next;
+      next += up(n, 64);
+    }
+  }
+
+  // The heads first..first + n of all in the batch, n <= C.
+  void run(int64_t first, int64_t n) {
+    load(c.q, c.p_q, c.leap_q, first, n, x_q, cos_q, sin_q);
+    load(c.k, c.p_k, c.leap_k, first, n, x_k, cos_k, sin_k);
+    for (int64_t r = 0; r < n; ++r) {
+      const int64_t head = first + r, place = head * R * D * (E + 1);
+      const bool real = !c.mask || c.mask[head / c.heads];
+      widen(x_q + r * Dp, cos_q[r], sin_q[r], wide_q);
+      if (real) {
+        widen(x_k + r * Dp, cos_k[r], sin_k[r], wide_k);
+        load_row(value, c.v.data, offset(c.v, head), E, c.type);
+        value[E] = 1;
+      } else {
+        std::fill_n(wide_k, R * D, T(0));
+        std::fill_n(value, E + 1, T(0));
+      }
+      advance(R * D, E + 1, wide_k, wide_q, value, static_cast<const T*>(c.sums) + place,
+              static_cast<T*>(c.after) + place, found);
+      const T scale = 1 / std::max(found[E], T(c.eps));
+      for (int64_t e = 0; e < E; ++e) found[e] *= scale;
+      store_row(c.y.data, offset(c.y, head), found, E, c.type);
+    }
+  }
+
+ private:
+  static constexpr int64_t w = W<T>;
+  const Step& c;
+  const int64_t D, E, R, Dp, hidden;
+  T *x_q, *x_k, *cos_q, *sin_q, *cos_k, *sin_k, *wide_q, *wide_k, *value, *found, *w1, *w1_t, *b1,
+      *w2, *inside;
+
+  int64_t offset(const View& view, int64_t head) const {
+    return head / c.heads * view.batch + head % c.heads * view.head;
+  }
+
+  void load_features(const View& from, int64_t first, int64_t n, int64_t feature, T* x) const {
+    for (int64_t r = 0; r < n; ++r) {
+      load_row(x + r * Dp, from.data, offset(from, first + r), D, c.type);
+      features(x + r * Dp, D, feature);
+      std::fill(x + r * Dp + D, x + (r + 1) * Dp, T(0));
+    }
+  }
+
+  // phi of the queries or keys, and cos and sin of their proportions, given or learned.
+  void load(const View& from, const View& p, const Leap& leap, int64_t first, int64_t n, T* x,
+            T* cosine, T* sine) {
+    load_features(from, first, n, leap.w1 ? RELU : c.feature, x);
+    if (leap.w1) {
+      learned(leap, x, n, sine);
+      if (c.feature != RELU) load_features(from, first, n, c.feature, x);
+    } else if (R == 2) {
+      for (int64_t r = 0; r < n; ++r)
+        sine[r] = reinterpret_cast<const T*>(p.data)[offset(p, first + r)];
+    }
+    if (R == 2) cosines(n, cosine, sine);
+  }
+
+  // LeaP: p = sigmoid(W2 relu(W1 x + b1) + b2) of n rows x = relu(q) or relu(k).
+  void learned(const Leap& leap, const T* x, int64_t n, T* p) {
+    const bool two = leap.w2;
+    const int64_t r = leap.hidden, rp = up(r, w);
+    std::fill_n(w1, rp * Dp, T(0));
+    for (int64_t j = 0; j < r; ++j) load_row(w1 + j * Dp, leap.w1, j * D, D, c.type);
+    std::fill_n(b1, rp, T(0));
+    load_row(b1, leap.b1, 0, r, c.type);
+    if (two) {
+      T last;
+      load_row(&last, leap.b2, 0, 1, c.type);
+      std::fill_n(w2, rp, T(0));
+      load_row(w2, leap.w2, 0, r, c.type);
+      transpose(w1, Dp, rp, Dp, w1_t, rp);
+      for (int64_t i = 0; i < n; ++i) std::copy_n(b1, rp, inside + i * rp);
+      product(n, rp, D, x, Dp, int64_t(1), w1_t, rp, inside, rp, true);
+      features(inside, n * rp, RELU);
+      for (int64_t i = 0; i < n; ++i) p[i] = dot(inside + i * rp, w2, rp) + last;
+    } else {
+      for (int64_t i = 0; i < n; ++i) p[i] = dot(x + i * Dp, w1, Dp) + b1[0];
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      const T small = exponential(-std::abs(p[i]));
+      p[i] = (p[i] < 0 ? small : T(1)) / (1 + small);
+    }
+  }
+
+  void widen(const T* x, T cosine, T sine, T* to) const {
+    for (int64_t d = 0; d < D; ++d) to[d] = R == 1 ? x[d] : cosine * x[d];
+    for (int64_t d = 0; R == 2 && d < D; ++d) to[D + d] = sine * x[d];
+  }
+};
+
+template <class T>
+void step(const Step& c) {
+  const int64_t size = c.width * (c.turned ? 2 : 1) * (c.values + 1);
+  const int64_t worth_a_thread = std::max<int64_t>(1, (1 << 17) / std::max<int64_t>(size, 1));
+  at::parallel_for(0, c.batch * c.heads, worth_a_thread, [&](int64_t begin, int64_t end) {
+    Stepper<T> stepper(c, scratch_of_thread());
+    for (; begin < end; begin += C) stepper.run(begin, std::min(C, end - begin));
+  });
+}
+
 template <class T>
 void run(const Call& call, bool backward) {
   Run<T> run(call);
@@ -842,10 +1036,19 @@ void run(const Call& call, bool backward) {
 
 }  // namespace
 
-// 0, or 1 where memory ran out.
+// Both give 0, or 1 where memory ran out.
 extern "C" int leapformer_attention(const Call* call, int backward) {
   try {
     call->type == DOUBLE ? run<double>(*call, backward) : run<float>(*call, backward);
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+extern "C" int leapformer_step(const Step* call) {
+  try {
+    call->type == DOUBLE ? step<double>(*call) : step<float>(*call);
     return 0;
   } catch (const std::bad_alloc&) {
     return 1;

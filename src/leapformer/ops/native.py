@@ -72,17 +72,21 @@ class _Call(ctypes.Structure):
 
 
 class Kernel(NamedTuple):
-    """`run(call, backward)` of the library at `path`: 0, or 1 where memory ran out."""
+    """`run(call, backward)` and `step(record)` of the library at `path`: 0, or 1 where memory ran
+    out."""
 
     path: Path
     run: Any
+    step: Any
 
 
 @functools.cache
 def _load(path: Path) -> Kernel:
-    run = ctypes.CDLL(str(path)).leapformer_attention
+    library = ctypes.CDLL(str(path))
+    run, step = library.leapformer_attention, library.leapformer_step
     run.argtypes = [ctypes.POINTER(_Call), ctypes.c_int]
-    return Kernel(path, run)
+    step.argtypes = [ctypes.c_char_p]
+    return Kernel(path, run, step)
 
 
 @functools.cache
@@ -137,7 +141,7 @@ def _call(
     assert v is not None
     call = _Call(*q.shape[:3], k.shape[2], k.shape[3], v.shape[3], DTYPES[q.dtype])
     call.feature, call.turned = FEATURES[feature_map], tensors["p_q"] is not None
-    call.whole, call.eps, call.poison = whole, eps, _poisoned()
+    call.whole, call.eps, call.poison = whole, eps, poisoned()
     counts = counts.contiguous()
     call.counts = counts.data_ptr()
     call.count_stride = counts.shape[-1] if counts.dim() == 2 else 0
@@ -155,14 +159,14 @@ def _call(
         raise MemoryError("the native kernel found no memory for its scratch")
 
 
-def _poisoned() -> bool:
+def poisoned() -> bool:
     """Fill scratch with NaN, where torch fills new tensors with it (a debugging aid of torch)."""
     if not torch.are_deterministic_algorithms_enabled():
         return False
     return bool(torch.utils.deterministic.fill_uninitialized_memory)  # type: ignore[attr-defined]
 
 
-def _dense(x: Tensor) -> Tensor:
+def dense(x: Tensor) -> Tensor:
     """x with a last axis that lies in one piece."""
     return x if x.stride(-1) == 1 or x.shape[-1] < 2 else x.contiguous()
 
@@ -180,9 +184,9 @@ def _both_passes(
 ) -> dict[str, Tensor | None]:
     """What the kernel is given in both passes, by its name in `Call`."""
     return {
-        "q": _dense(q),
-        "k": _dense(k),
-        "v": _dense(v),
+        "q": dense(q),
+        "k": dense(k),
+        "v": dense(v),
         "p_q": p_q,
         "p_k": p_k,
         "y": y,
@@ -243,10 +247,10 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, p_q, p_k and, if `of_state`, of `sums`; what has none is [0]."""
     made = _gradients(q, k, v, p_q, p_k, sums, of_state)
-    dq, dk, dv = (_dense(x) for x in made[:3])
+    dq, dk, dv = (dense(x) for x in made[:3])
     tensors = {
         **_both_passes(q, k, v, p_q, p_k, y, total, key_mask, sums),
-        "grad_y": _dense(grad_y),
+        "grad_y": dense(grad_y),
         "grad_after": None if grad_sums is None else grad_sums.contiguous(),
         "dq": dq,
         "dk": dk,
@@ -256,9 +260,9 @@ def _backward(
         "grad_sums": made[5] if of_state else None,
     }
     _call(True, tensors, counts, cu_seqlens, eps, feature_map, whole)
-    for x, dense in zip(made, (dq, dk, dv), strict=False):
-        if x is not dense:
-            x.copy_(dense)
+    for x, written in zip(made, (dq, dk, dv), strict=False):
+        if x is not written:
+            x.copy_(written)
     return made
 
 

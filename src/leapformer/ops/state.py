@@ -132,11 +132,15 @@ class LeapState:
         v: Tensor,
         p_q: Tensor | None,
         p_k: Tensor | None,
+        key_mask: Tensor | None,
         eps: float,
         feature_map: str,
     ) -> tuple[Tensor, "LeapState"]:
         """`extend`, then `read`, for one query and one key: a step of decoding. Its cost is the
         number of small operations, so query and key go through them as one."""
+        if key_mask is not None:
+            after = self.extend_unchecked(k, v, p_k, key_mask, feature_map)
+            return after.read_unchecked(q, p_q, eps, feature_map), after
         both = torch.stack((q, k))
         p = None if p_q is None or p_k is None else torch.stack((p_q, p_k))
         wide_q, wide_k = widen(both, rotation(p, both), feature_map).unbind(0)

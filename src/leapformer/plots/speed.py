@@ -1,7 +1,6 @@
 """Time and memory over lengths."""
 
 import statistics
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -63,47 +62,78 @@ def profile(result: dict[str, Any], path: Path) -> None:
 
 
 def attention_bench(bench: dict[str, Any], path: Path) -> None:
-    """How many times faster than SDPA the op is, over lengths, and the cost of a decoding step."""
+    """Above, how many times as fast as SDPA each contender is over lengths, a column a case, and
+    the cost of a decoding step; below, what training holds, and leap's share of the limits."""
     cases = list(dict.fromkeys(record["case"] for record in bench["lengths"]))
-    figure = Figure(figsize=(5.0 * (len(cases) + 1), 4.2), layout="constrained")
-    panels = figure.subplots(1, len(cases) + 1, squeeze=False)[0]
-    for axes, case in zip(panels, cases, strict=False):
+    everything = bench["lengths"] + bench["decode"]
+    names = list(dict.fromkeys(record["contender"] for record in everything))
+    sign = {name: look | {"markersize": 4, "linewidth": 1.2} for name, look in signs(names).items()}
+    styles = {"forward": "--", "forward+backward": "-"}
+    figure = Figure(figsize=(5.0 * (len(cases) + 1), 8.2), layout="constrained")
+    grid = figure.subplots(2, len(cases) + 1, squeeze=False)
+    shares = grid[1, -1]
+    for (upper, lower), case in zip(grid.T, cases, strict=False):
         lines: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for record in bench["lengths"]:
-            if record["case"] == case and record["contender"] != "sdpa":
+            if record["case"] == case:
                 lines.setdefault((record["contender"], record["pass"]), []).append(record)
-        for colour, ((contender, way), records) in zip(cycle(COLOURS), lines.items(), strict=False):
-            x = [record["length"] for record in records]
-            ratios = [record["times_sdpa"] for record in records]
-            axes.plot(
-                x,
-                [r["median"] for r in ratios],
-                "o-" if contender == "leap" else "s--",
-                color=colour,
-                label=f"{contender}, {way}",
-                markersize=4,
-            )
-            axes.fill_between(
-                x, [r["low"] for r in ratios], [r["high"] for r in ratios], color=colour, alpha=0.2
-            )
-        axes.axhline(1, color="black", linewidth=0.8)
-        axes.set_title(case, fontsize=10)
-        axes.set_ylabel("times as fast as SDPA")
+        for (name, way), records in lines.items():
+            look = sign[name] | {"linestyle": styles[way]}
+            if way == "forward+backward":
+                look["label"] = name
+            if name != "sdpa":
+                _band(upper, "length", records, "times_sdpa", look)
+            if way == "forward+backward":
+                held = [record for record in records if "peak_bytes" in record]
+                x = [record["length"] for record in held]
+                y = [record["peak_bytes"] / 2**20 for record in held]
+                lower.plot(x, y, **look)
+        upper.axhline(1, color="black", linewidth=0.8)
+        upper.set_title(case, fontsize=10)
+        upper.set_ylabel("times as fast as SDPA (dashed: forward alone)")
+        lower.set_ylabel("forward+backward: peak memory (MiB)")
+    for number, case in enumerate(cases):
+        mine = [
+            record
+            for record in bench["lengths"]
+            if (record["case"], record["contender"]) == (case, "leap")
+        ]
+        kind = case.split(",")[0]
+        look = {"color": COLOURS[number], "marker": "o", "markersize": 4, "linewidth": 1.2}
+        for way, limit, of in (
+            ("forward+backward", "of_matmul", "torch.mm"),
+            ("forward", "of_bandwidth", "a copy"),
+        ):
+            chosen = [record for record in mine if record["pass"] == way]
+            label = {"linestyle": styles[way], "label": f"{kind}, {way}: of {of}"}
+            _band(shares, "length", chosen, limit, look | label)
+    shares.set_ylabel("leap: share of the rate")
+    for name in dict.fromkeys(record["contender"] for record in bench["decode"]):
+        steps = [record for record in bench["decode"] if record["contender"] == name]
+        _band(grid[0, -1], "context", steps, "seconds", sign[name] | {"label": name}, 1e6)
+    grid[0, -1].set_title("one decoding step", fontsize=10)
+    grid[0, -1].set_ylabel("microseconds")
+    for axes in grid.flat:
         _length_axis(axes)
-    axes = panels[-1]
-    for colour, contender in zip(COLOURS, ("leap", "sdpa"), strict=False):
-        records = [record for record in bench["decode"] if record["contender"] == contender]
-        axes.plot(
-            [record["context"] for record in records],
-            [1e6 * record["seconds"]["median"] for record in records],
-            "o-",
-            color=colour,
-            label=contender,
-        )
-    axes.set_title("one decoding step", fontsize=10)
-    axes.set_ylabel("microseconds")
-    _length_axis(axes)
     figure.savefig(path, dpi=150)
+
+
+def _band(
+    axes: Axes,
+    over: str,
+    records: list[dict[str, Any]],
+    what: str,
+    look: dict[str, Any],
+    unit: float = 1.0,
+) -> None:
+    """A line of medians with the range over the rounds behind it."""
+    told = [record for record in records if what in record]
+    x = [record[over] for record in told]
+    low, middle, high = (
+        [unit * record[what][key] for record in told] for key in ("low", "median", "high")
+    )
+    axes.plot(x, middle, **look)
+    axes.fill_between(x, low, high, alpha=0.15, color=look["color"])
 
 
 def _length_axis(axes: Axes, legend: bool = True) -> None:

@@ -36,5 +36,5 @@ class LeapAttention(LinearAttention):
         self.leap_q = LeaP(head_dim, hidden)
         self.leap_k = LeaP(head_dim, hidden)
 
-    def proportions(self, q: Tensor, k: Tensor, view: View) -> tuple[Tensor, Tensor]:
-        return self.leap_q(q), self.leap_k(k, view.key_mask)
+    def proportions(self, q: Tensor, k: Tensor, view: View) -> tuple[LeaP, LeaP]:
+        return self.leap_q, self.leap_k

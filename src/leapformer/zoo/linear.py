@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..ops import BACKENDS, LeapState, leap_attention
 from ..ops.checks import known
+from ..proportion import LeaP
 from .base import Attention, Traits, View
 
 
@@ -36,8 +37,10 @@ class LinearAttention(Attention):
         super().__init__(num_heads, head_dim, max_length)
         self.backend = known("backend", backend, ("auto", *BACKENDS))
 
-    def proportions(self, q: Tensor, k: Tensor, view: View) -> tuple[Tensor | None, Tensor | None]:
-        """p_q [B, H, N] and p_k [B, H, S], or None for both."""
+    def proportions(
+        self, q: Tensor, k: Tensor, view: View
+    ) -> tuple[Tensor | LeaP | None, Tensor | LeaP | None]:
+        """p_q [B, H, N] and p_k [B, H, S], or what reads them off q and k, or None for both."""
         return None, None
 
     def attend(
