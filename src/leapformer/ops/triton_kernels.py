@@ -8,17 +8,33 @@ spans, and where all is visible there is nothing left to visit. The backward pas
 twice: once for the queries, and once mirrored, with states of q'^T [g, g_total] that come from the
 end, for the keys.
 
-The widened vectors are never formed. x' = [phi(x) cos a; phi(x) sin a], so a product with a state is
-two products of width D scaled by row, and the score of a pair is one product of width D times
-cos a cos b + sin a sin b.
+The widened vectors are never formed. x' = [phi(x) cos a; phi(x) sin a], so a product with a state
+is two products of width D scaled by row, and the score of a pair is one product of width D times
+cos a cos b + sin a sin b. In half precision each product has one factor that was given (phi(q),
+phi(k), v, g): products of two such run in their own dtype, the others in `SUM`, and states are
+summed from float32 factors. All add up in float32.
 
-Documents packed into one row are segments: tiles and chunks do not cross their bounds, and the scan
-begins anew in each. Letters: B batch, H heads, N queries, S keys, D key width, E value width, R 1 or
-B (rows of counts), F the width of x' (2D, or D without proportions).
+Nothing is read from a table: a program knows from its number which tokens it has, and counts from
+the rule what its queries see. Only documents packed into one row bring a table, since tiles and
+chunks do not cross their bounds (they are segments; the scan begins anew in each), and a visibility
+that is no rule brings its counts.
+
+A state of the kernels is each half's values [D, E] and then its normaliser [D], so that rows begin
+at whole vectors; the scan translates from and to the sums [F, E + 1] of a `LeapState`.
+
+Letters: B batch, H heads, N queries, S keys, D key width, E value width, F the width of x' (2D, or
+D without proportions).
 """
 
 import triton
 import triton.language as tl
+
+# Branches on what is known when a kernel is compiled have their `else` also where the `if` returns:
+# only then does the compiler leave the other one out.
+
+# Arguments that change from call to call and that no memory access is aligned by: a kernel compiled
+# for one value serves all.
+_ANY = ["queries", "keys", "length", "heads", "many", "tiles", "size", "start", "step", "lookahead"]
 
 
 @triton.jit
@@ -26,327 +42,427 @@ def _rows(base, rows, there, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """[rows, BLOCK] of a matrix whose rows are `stride` apart; zeros where nothing is there."""
     columns = tl.arange(0, BLOCK)
     keep = there[:, None] & (columns[None, :] < WIDTH)
-    return tl.load(base + rows[:, None] * stride + columns[None, :], mask=keep, other=0.0)
-
-
-@triton.jit
-def _features(base, rows, there, stride, D: tl.constexpr, BLOCK: tl.constexpr, ELU: tl.constexpr):
-    """Rows [rows, BLOCK] of queries or keys in float32, and phi of them; zeros beyond D."""
-    x = _rows(base, rows, there, stride, D, BLOCK).to(tl.float32)
-    if ELU:
-        phi = tl.where(x > 0, x + 1.0, tl.exp(tl.minimum(x, 0.0)))
-        return x, tl.where(tl.arange(0, BLOCK)[None, :] < D, phi, 0.0)
-    return x, tl.maximum(x, 0.0)
-
-
-@triton.jit
-def _phi_backward(grad, x, ELU: tl.constexpr):
-    """The gradient of the feature map at x."""
-    if ELU:
-        return grad * tl.exp(tl.minimum(x, 0.0))
-    return tl.where(x > 0, grad, 0.0)
+    at = rows.to(tl.int64)[:, None] * stride + columns[None, :]
+    return tl.load(base + at, mask=keep, other=0.0)
 
 
 @triton.jit
 def _store_rows(base, x, rows, there, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     columns = tl.arange(0, BLOCK)
     keep = there[:, None] & (columns[None, :] < WIDTH)
-    tl.store(base + rows[:, None] * stride + columns[None, :], x, mask=keep)
+    tl.store(base + rows.to(tl.int64)[:, None] * stride + columns[None, :], x, mask=keep)
+
+
+@triton.jit
+def _phi(x, D: tl.constexpr, BLOCK: tl.constexpr, ELU: tl.constexpr):
+    """The feature map of rows [..., BLOCK], in their dtype; zeros beyond D. NaN stays NaN."""
+    y = x.to(tl.float32)
+    if ELU:
+        y = tl.where(y > 0, y + 1.0, tl.exp(tl.where(y > 0, 0.0, y)))
+        y = tl.where(tl.arange(0, BLOCK)[None, :] < D, y, 0.0)
+    else:
+        y = tl.where(y < 0, 0.0, y)
+    return y.to(x.dtype)
+
+
+@triton.jit
+def _phi_backward(grad, phi, ELU: tl.constexpr):
+    """The gradient for x, from that for phi(x): the slope can be read off phi itself."""
+    phi = phi.to(tl.float32)
+    if ELU:
+        return grad * tl.minimum(phi, 1.0)
+    else:
+        return tl.where(phi > 0, grad, 0.0)
+
+
+@triton.jit
+def _cos_sin(p):
+    """cos and sin of pi/2 * p for p in [0, 1], within 1.5e-7: Taylor's series around 1/2. (The
+    general functions of a GPU would take most of a kernel's registers.)"""
+    y = (p - 0.5) * 1.5707963267948966
+    s = y * y
+    cos = 1.0 + s * (-1 / 2 + s * (1 / 24 + s * (-1 / 720 + s * (1 / 40320 - s / 3628800))))
+    sin = y * (1.0 + s * (-1 / 6 + s * (1 / 120 + s * (-1 / 5040 + s / 362880))))
+    return 0.7071067811865476 * (cos - sin), 0.7071067811865476 * (cos + sin)
 
 
 @triton.jit
 def _turn(p, rows, there, P: tl.constexpr):
-    """cos and sin of pi/2 * p; of padding both are 0, so that it weighs nothing."""
+    """cos and sin of the rows' angles; of padding both are 0, so that it weighs nothing."""
     if P:
-        angle = tl.load(p + rows, mask=there, other=0.0).to(tl.float32) * 1.5707963267948966
-        return tl.where(there, tl.cos(angle), 0.0), tl.where(there, tl.sin(angle), 0.0)
-    return tl.where(there, 1.0, 0.0), tl.zeros(rows.shape, tl.float32)
+        cos, sin = _cos_sin(tl.load(p + rows, mask=there, other=0.0).to(tl.float32))
+        return tl.where(there, cos, 0.0), tl.where(there, sin, 0.0)
+    else:
+        return tl.where(there, 1.0, 0.0), tl.zeros_like(there.to(tl.float32))
+
+
+@triton.jit
+def _cosines(cos_i, sin_i, cos_j, sin_j, P: tl.constexpr):
+    """cos(a_i - b_j), for all pairs."""
+    if P:
+        return cos_i[:, None] * cos_j[None, :] + sin_i[:, None] * sin_j[None, :]
+    else:
+        return cos_i[:, None] * cos_j[None, :]
+
+
+@triton.jit
+def _mix(a, b, SUM: tl.constexpr, PRECISION: tl.constexpr):
+    """a @ b, where one of them was computed: its range may be that of float32."""
+    return tl.dot(a.to(SUM), b.to(SUM), input_precision=PRECISION)
 
 
 @triton.jit
 def _state(
     sums, half, D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr
 ):
-    """One half (0 cos, 1 sin) of a state [F, E + 1]: values [BLOCK_D, BLOCK_E] and normaliser."""
+    """One half (0 cos, 1 sin) of a state: values [BLOCK_D, BLOCK_E] and normaliser [BLOCK_D]."""
     rows, columns = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_E)
-    at = sums + (half * D + rows) * (E + 1)
+    at = sums + half * D * (E + 1)
     keep = (rows[:, None] < D) & (columns[None, :] < E)
-    values = tl.load(at[:, None] + columns[None, :], mask=keep, other=0.0)
-    return values, tl.load(at + E, mask=rows < D, other=0.0)
+    values = tl.load(at + rows[:, None] * E + columns[None, :], mask=keep, other=0.0)
+    return values, tl.load(at + D * E + rows, mask=rows < D, other=0.0)
+
+
+@triton.jit
+def _segment(table, tile, length, DOCS: tl.constexpr, CHUNK: tl.constexpr):
+    """Of a tile in a row of so many tokens: its first token, and its segment's first token, the one
+    behind its last, and its first state. `table` [T, 4] holds them, of documents."""
+    if DOCS:
+        at = table + 4 * tile
+        return tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3)
+    else:
+        return tile * CHUNK, 0, length, 0
+
+
+@triton.jit
+def _seen(counts, i, begin, end, size, start, step, lookahead, RULE: tl.constexpr):
+    """How many keys the queries i see: by the rule of `Visible`, in a segment of these bounds, or
+    as `counts` says."""
+    if RULE:
+        unit = tl.minimum((i - begin) // size + start, end - begin).to(tl.int64)
+        return (begin + tl.minimum(unit * step + lookahead, end - begin)).to(tl.int32)
+    else:
+        return tl.load(counts + i)
+
+
+@triton.jit
+def _first(key, low, stop, counts, begin, end, size, start, step, lookahead, RULE: tl.constexpr):
+    """The first of the queries low..stop that sees this key; `stop`, if none does."""
+    while low < stop:
+        middle = (low + stop) // 2
+        sees = _seen(counts, middle, begin, end, size, start, step, lookahead, RULE) > key
+        stop = tl.where(sees, middle, stop)
+        low = tl.where(sees, low, middle + 1)
+    return low
+
+
+@triton.jit
+def _last_key(
+    counts, first, stop, begin, end, size, start, step, lookahead, RULE: tl.constexpr,
+    WHOLE: tl.constexpr,
+):  # fmt: skip
+    """The end of the keys of a segment that count: of all with WHOLE, where the state is wanted,
+    else of those that one of its queries first..stop sees."""
+    if WHOLE:
+        return end
+    else:
+        last = tl.maximum(stop - 1, first)
+        seen = _seen(counts, last, begin, end, size, start, step, lookahead, RULE)
+        return tl.where(stop > first, seen, begin)
+
+
+@triton.jit
+def _tile(
+    counts, table, queries, keys, heads, tiles, size, start, step, lookahead,
+    ROWS: tl.constexpr, RULE: tl.constexpr, DOCS: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """The tile of queries of this program: row of the grid, batch, head, the queries, which are
+    there and how many keys each sees; the first key that one of them may not see (a chunk's bound),
+    the one behind the last that one sees, and the state that holds all before."""
+    row, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
+    b, h = row // heads, row % heads
+    counts += b * queries if ROWS else 0
+    first, begin, stop, state = _segment(table, tile, queries, DOCS, CHUNK)
+    end = stop if DOCS else keys
+    last = tl.minimum(first + CHUNK, stop) - 1
+    rows = first + tl.arange(0, CHUNK)
+    near = tl.minimum(rows, last)
+    seen = _seen(counts, near, begin, end, size, start, step, lookahead, RULE)
+    least = _seen(counts, first, begin, end, size, start, step, lookahead, RULE)
+    most = _seen(counts, last, begin, end, size, start, step, lookahead, RULE)
+    whole = (least - begin) // CHUNK
+    return row, b, h, rows, rows < stop, seen, begin + whole * CHUNK, most, state + whole
 
 
 @triton.jit
 def _store_state(
-    sums, half, wide, y, one, D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr,
+    sums, half, wide, scale, y, one, D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_E: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """wide^T [y, one] into one half of a state."""
+    """wide^T [scale * y, one] into one half of a state."""
     rows, columns = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_E)
-    at = sums + (half * D + rows) * (E + 1)
+    at = sums + half * D * (E + 1)
     keep = (rows[:, None] < D) & (columns[None, :] < E)
-    values = tl.dot(tl.trans(wide), y, input_precision=PRECISION)
-    tl.store(at[:, None] + columns[None, :], values, mask=keep)
-    tl.store(at + E, tl.sum(wide * one[:, None], 0), mask=rows < D)
+    values = tl.dot(tl.trans(wide * scale[:, None]), y, input_precision=PRECISION)
+    tl.store(at + rows[:, None] * E + columns[None, :], values, mask=keep)
+    tl.store(at + D * E + rows, tl.sum(wide * one[:, None], 0), mask=rows < D)
 
 
-@triton.jit
-def _grad_found(grad, y, total, rows, there, eps):
-    """Gradients of numerator [rows, E] and total [rows], from those of y = numerator / total."""
-    total = tl.load(total + rows, mask=there, other=1.0)
-    numerator = grad / tl.maximum(total, eps)[:, None]
-    along = tl.sum(numerator * y, 1)
-    return numerator, tl.where(there & (total >= eps), -along, 0.0)
-
-
-@triton.jit
-def _chunk_sums(
-    x, p, y, y_out, total, mask, states, tiles, eps,
-    xb, xh, xn, yb, yh, yn, ob, oh, on, length, heads, many,
+@triton.jit(do_not_specialize=_ANY)
+def _sum_chunks(
+    x, p, y, total, along, mask, counts, table, states, eps,
+    xb, xh, xn, yb, yh, yn, length, queries, heads, tiles, many, size, start, step, lookahead,
     D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
     P: tl.constexpr, MASK: tl.constexpr, GRAD: tl.constexpr, ELU: tl.constexpr,
+    ROWS: tl.constexpr, RULE: tl.constexpr, DOCS: tl.constexpr, WHOLE: tl.constexpr,
     PRECISION: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """The sum of x'^T [y, 1] over a tile of rows, into its place among the `many` states. With GRAD
-    the rows are queries, and y and 1 are the gradients of numerator and total.
-
-    `tiles` [T, 3]: first row, the row behind the last, the state.
-    """
-    tile = tiles + 3 * tl.program_id(0)
-    row = tl.program_id(1)
+    """The sum of x'^T [y, 1] over a chunk of keys, into the place of the state behind it. With GRAD
+    the rows are queries, y and 1 the gradients of numerator and total, and the place that of the
+    state before."""
+    row, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
     b, h = row // heads, row % heads
-    rows = tl.load(tile) + tl.arange(0, CHUNK)
-    there = rows < tl.load(tile + 1)
+    first, begin, end, state = _segment(table, tile, length, DOCS, CHUNK)
+    rows = first + tl.arange(0, CHUNK)
+    if GRAD:
+        there = rows < end
+    else:
+        stop = end if DOCS else queries
+        there = rows < _last_key(
+            counts + (b * queries if ROWS else 0),
+            begin, stop, begin, end, size, start, step, lookahead, RULE, WHOLE,
+        )  # fmt: skip
     if MASK:
         there = there & (tl.load(mask + b * length + rows, mask=there, other=0) != 0)
     cos, sin = _turn(p + row * length, rows, there, P)
-    _, x = _features(x + b * xb + h * xh, rows, there, xn, D, BLOCK_D, ELU)
+    x = _rows(x + b * xb + h * xh, rows, there, xn, D, BLOCK_D).to(tl.float32)
+    x = _phi(x, D, BLOCK_D, ELU)
     y = _rows(y + b * yb + h * yh, rows, there, yn, E, BLOCK_E).to(tl.float32)
     one = tl.where(there, 1.0, 0.0)
+    scale = one
     if GRAD:
-        y_out = _rows(y_out + b * ob + h * oh, rows, there, on, E, BLOCK_E).to(tl.float32)
-        y, one = _grad_found(y, y_out, total + row * length, rows, there, eps)
-    at = states + (row * many + tl.load(tile + 2)).to(tl.int64) * ((2 if P else 1) * D * (E + 1))
-    _store_state(at, 0, x * cos[:, None], y, one, D, E, BLOCK_D, BLOCK_E, PRECISION)
+        scale = 1.0 / tl.maximum(tl.load(total + row * length + rows, mask=there, other=1.0), eps)
+        one = tl.load(along + row * length + rows, mask=there, other=0.0)
+    place = state + (first - begin) // CHUNK + (0 if GRAD else 1)
+    at = states + (row * many + place) * ((2 if P else 1) * D * (E + 1))
+    _store_state(at, 0, x * cos[:, None], scale, y, one, D, E, BLOCK_D, BLOCK_E, PRECISION)
     if P:
-        _store_state(at, 1, x * sin[:, None], y, one, D, E, BLOCK_D, BLOCK_E, PRECISION)
+        _store_state(at, 1, x * sin[:, None], scale, y, one, D, E, BLOCK_D, BLOCK_E, PRECISION)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks", "segments", "many"])
 def _scan(
-    states, first, last, segments, size, many,
-    REVERSE: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr,
+    states, before, after, table, chunks, segments, many,
+    D: tl.constexpr, E: tl.constexpr, SIZE: tl.constexpr, REVERSE: tl.constexpr,
+    DOCS: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Sums of chunks to the state before each: running sums, from the end with REVERSE, beginning
-    with `first` (zeros without FIRST) in every segment; `last` is the sum over all.
+    with `before` in a row, with zeros in each document. `after` is the sum over a whole row.
 
-    `segments` [G, 2]: the first state and the number of chunks.
+    `table` [G, 2], of documents: the first state and the number of chunks.
     """
-    segment = segments + 2 * tl.program_id(0)
-    row = tl.program_id(1)
-    at = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
-    keep = at < size
-    begin, chunks = tl.load(segment), tl.load(segment + 1)
-    running = tl.zeros((BLOCK,), tl.float32)
-    if FIRST:
-        running = tl.load(first + row.to(tl.int64) * size + at, mask=keep, other=0.0)
-    base = states + (row * many + begin).to(tl.int64) * size + at
-    if REVERSE:
-        tl.store(base + chunks.to(tl.int64) * size, running, mask=keep)
-        for i in range(0, chunks):
-            place = base + (chunks - 1 - i).to(tl.int64) * size
-            running += tl.load(place, mask=keep, other=0.0)
-            tl.store(place, running, mask=keep)
+    row, segment = (tl.program_id(0) // segments).to(tl.int64), tl.program_id(0) % segments
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    keep = at < SIZE
+    half, inside = at // (D * (E + 1)), at % (D * (E + 1))
+    norm = inside >= D * E
+    outside = half * D + tl.where(norm, inside - D * E, inside // E)
+    outside = outside * (E + 1) + tl.where(norm, E, inside % E)
+    begin = 0
+    if DOCS:
+        begin, chunks = tl.load(table + 2 * segment), tl.load(table + 2 * segment + 1)
+        running = tl.zeros((BLOCK,), tl.float32)
     else:
-        tl.store(base, running, mask=keep)
-        for i in range(0, chunks):
-            place = base + (i + 1) * size
-            running += tl.load(place, mask=keep, other=0.0)
-            tl.store(place, running, mask=keep)
-    tl.store(last + row.to(tl.int64) * size + at, running, mask=keep)
+        running = tl.load(before + row * SIZE + outside, mask=keep, other=0.0)
+    base = row * many + begin
+    edge = base + (chunks if REVERSE else 0)
+    tl.store(states + edge * SIZE + at, running, mask=keep)
+    step = tl.arange(0, GROUP)
+    for i in range(0, chunks, GROUP):
+        place = base + (chunks - 1 - i - step if REVERSE else i + 1 + step)
+        there = (i + step < chunks)[:, None] & keep[None, :]
+        places = states + place[:, None] * SIZE + at[None, :]
+        found = tl.load(places, mask=there, other=0.0)
+        tl.store(places, running[None, :] + tl.cumsum(found, 0), mask=there)
+        running += tl.sum(found, 0)
+    if not DOCS:
+        tl.store(after + row * SIZE + outside, running, mask=keep)
 
 
-@triton.jit
-def _span(tile, counts, queries, b, ROWS: tl.constexpr, CHUNK: tl.constexpr):
-    """A tile of queries: their rows, which are there, how many keys each sees, the first key that
-    one of them may not see (a chunk's bound), and the key behind the last that one sees.
-
-    `tile`: first query, the one behind the last, first key of the segment, its first state.
-    """
-    rows = tl.load(tile) + tl.arange(0, CHUNK)
-    there = rows < tl.load(tile + 1)
-    seen = tl.load(counts + (b * queries if ROWS else 0) + rows, mask=there, other=0)
-    begin = tl.load(tile + 2)
-    least = tl.min(tl.where(there, seen, 2147483647), 0)
-    whole = (least - begin) // CHUNK
-    return rows, there, seen, begin + whole * CHUNK, tl.max(seen, 0), tl.load(tile + 3) + whole
-
-
-@triton.jit
+@triton.jit(do_not_specialize=_ANY)
 def _forward(
-    q, k, v, p_q, p_k, mask, counts, states, y, total, tiles, eps,
-    qb, qh, qn, kb, kh, kn, vb, vh, vn, yb, yh, yn, queries, keys, heads, many,
+    q, k, v, p_q, p_k, mask, counts, table, states, y, total, eps,
+    qb, qh, qn, kb, kh, kn, vb, vh, vn,
+    queries, keys, heads, tiles, many, size, start, step, lookahead,
     D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
-    P: tl.constexpr, MASK: tl.constexpr, ROWS: tl.constexpr, ELU: tl.constexpr,
-    PRECISION: tl.constexpr, CHUNK: tl.constexpr,
+    P: tl.constexpr, MASK: tl.constexpr, ELU: tl.constexpr,
+    ROWS: tl.constexpr, RULE: tl.constexpr, DOCS: tl.constexpr,
+    SUM: tl.constexpr, PRECISION: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Output and total of a tile of queries: the state before, then the chunks that not all see."""
-    row = tl.program_id(1)
-    b, h = row // heads, row % heads
-    rows, there, seen, key, end, state = _span(
-        tiles + 4 * tl.program_id(0), counts, queries, b, ROWS, CHUNK
-    )
+    """Output y [B, N, H, E] and total [B, H, N] of a tile of queries: the state before, then the
+    chunks that not all of them see."""
+    row, b, h, rows, there, seen, first, end, state = _tile(
+        counts, table, queries, keys, heads, tiles, size, start, step, lookahead,
+        ROWS, RULE, DOCS, CHUNK,
+    )  # fmt: skip
     cos, sin = _turn(p_q + row * queries, rows, there, P)
-    _, x = _features(q + b * qb + h * qh, rows, there, qn, D, BLOCK_D, ELU)
-    at = states + (row * many + state).to(tl.int64) * ((2 if P else 1) * D * (E + 1))
-    values, norm = _state(at, 0, D, E, BLOCK_D, BLOCK_E)
-    found = tl.dot(x, values, input_precision=PRECISION) * cos[:, None]
-    weight = tl.sum(x * norm[None, :], 1) * cos
+    x = _phi(_rows(q + b * qb + h * qh, rows, there, qn, D, BLOCK_D), D, BLOCK_D, ELU)
+    at = states + (row * many + state) * ((2 if P else 1) * D * (E + 1))
+    held, norm = _state(at, 0, D, E, BLOCK_D, BLOCK_E)
+    found = _mix(x, held, SUM, PRECISION) * cos[:, None]
+    weight = tl.sum(x.to(tl.float32) * norm[None, :], 1) * cos
     if P:
-        values, norm = _state(at, 1, D, E, BLOCK_D, BLOCK_E)
-        found += tl.dot(x, values, input_precision=PRECISION) * sin[:, None]
-        weight += tl.sum(x * norm[None, :], 1) * sin
-    for start in range(key, end, CHUNK):
-        places = start + tl.arange(0, CHUNK)
+        held, norm = _state(at, 1, D, E, BLOCK_D, BLOCK_E)
+        found += _mix(x, held, SUM, PRECISION) * sin[:, None]
+        weight += tl.sum(x.to(tl.float32) * norm[None, :], 1) * sin
+    for key in range(first, end, CHUNK):
+        places = key + tl.arange(0, CHUNK)
         real = places < end
         if MASK:
             real = real & (tl.load(mask + b * keys + places, mask=real, other=0) != 0)
         cos_k, sin_k = _turn(p_k + row * keys, places, real, P)
-        _, z = _features(k + b * kb + h * kh, places, real, kn, D, BLOCK_D, ELU)
+        z = _phi(_rows(k + b * kb + h * kh, places, real, kn, D, BLOCK_D), D, BLOCK_D, ELU)
         w = tl.dot(x, tl.trans(z), input_precision=PRECISION)
-        w *= cos[:, None] * cos_k[None, :] + sin[:, None] * sin_k[None, :]
+        w *= _cosines(cos, sin, cos_k, sin_k, P)
         w = tl.where(places[None, :] < seen[:, None], w, 0.0)
-        values = _rows(v + b * vb + h * vh, places, real, vn, E, BLOCK_E).to(tl.float32)
-        found += tl.dot(w, values, input_precision=PRECISION)
+        values = _rows(v + b * vb + h * vh, places, real, vn, E, BLOCK_E)
+        found += _mix(w, values, SUM, PRECISION)
         weight += tl.sum(w, 1)
     found = found / tl.maximum(weight, eps)[:, None]
-    _store_rows(y + b * yb + h * yh, found, rows, there, yn, E, BLOCK_E)
+    _store_rows(y + (b * queries * heads + h) * E, found, rows, there, heads * E, E, BLOCK_E)
     tl.store(total + row * queries + rows, weight, mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_ANY)
 def _backward_queries(
-    q, k, v, p_q, p_k, mask, counts, states, grad, y, total, dq, dp, tiles, eps,
-    qb, qh, qn, kb, kh, kn, vb, vh, vn, gb, gh, gn, yb, yh, yn, queries, keys, heads, many,
+    q, k, v, p_q, p_k, mask, counts, table, states, grad, y, total, dq, dp, along, eps,
+    qb, qh, qn, kb, kh, kn, vb, vh, vn, gb, gh, gn, yb, yh, yn,
+    queries, keys, heads, tiles, many, size, start, step, lookahead,
     D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
-    P: tl.constexpr, MASK: tl.constexpr, ROWS: tl.constexpr, ELU: tl.constexpr,
-    PRECISION: tl.constexpr, CHUNK: tl.constexpr,
+    P: tl.constexpr, MASK: tl.constexpr, ELU: tl.constexpr,
+    ROWS: tl.constexpr, RULE: tl.constexpr, DOCS: tl.constexpr,
+    SUM: tl.constexpr, PRECISION: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of a tile of queries, and of their proportions: what `_forward` reads, transposed."""
-    row = tl.program_id(1)
-    b, h = row // heads, row % heads
-    rows, there, seen, key, end, state = _span(
-        tiles + 4 * tl.program_id(0), counts, queries, b, ROWS, CHUNK
-    )
+    """Gradients of a tile of queries (dq [B, N, H, D]) and of their proportions: what `_forward`
+    reads, transposed. `along` [B, H, N] becomes the gradient of the total, which the keys want."""
+    row, b, h, rows, there, seen, first, end, state = _tile(
+        counts, table, queries, keys, heads, tiles, size, start, step, lookahead,
+        ROWS, RULE, DOCS, CHUNK,
+    )  # fmt: skip
     cos, sin = _turn(p_q + row * queries, rows, there, P)
-    raw, x = _features(q + b * qb + h * qh, rows, there, qn, D, BLOCK_D, ELU)
-    g = _rows(grad + b * gb + h * gh, rows, there, gn, E, BLOCK_E).to(tl.float32)
-    out = _rows(y + b * yb + h * yh, rows, there, yn, E, BLOCK_E).to(tl.float32)
-    g, g_one = _grad_found(g, out, total + row * queries, rows, there, eps)
+    x = _phi(_rows(q + b * qb + h * qh, rows, there, qn, D, BLOCK_D), D, BLOCK_D, ELU)
+    g = _rows(grad + b * gb + h * gh, rows, there, gn, E, BLOCK_E)
+    out = _rows(y + b * yb + h * yh, rows, there, yn, E, BLOCK_E)
+    weight = tl.load(total + row * queries + rows, mask=there, other=1.0)
+    scale = 1.0 / tl.maximum(weight, eps)
+    one = tl.sum(g.to(tl.float32) * out.to(tl.float32), 1) * scale
+    one = tl.where(there & (weight >= eps), -one, 0.0)
+    tl.store(along + row * queries + rows, one, mask=there)
 
-    at = states + (row * many + state).to(tl.int64) * ((2 if P else 1) * D * (E + 1))
-    values, norm = _state(at, 0, D, E, BLOCK_D, BLOCK_E)
-    wide = tl.dot(g, tl.trans(values), input_precision=PRECISION) + g_one[:, None] * norm[None, :]
+    at = states + (row * many + state) * ((2 if P else 1) * D * (E + 1))
+    held, norm = _state(at, 0, D, E, BLOCK_D, BLOCK_E)
+    wide = _mix(g, tl.trans(held), SUM, PRECISION) * scale[:, None] + one[:, None] * norm[None, :]
     dx = wide * cos[:, None]
     d_cos, d_sin = tl.sum(wide * x, 1), tl.zeros_like(cos)
     if P:
-        values, norm = _state(at, 1, D, E, BLOCK_D, BLOCK_E)
-        wide = tl.dot(g, tl.trans(values), input_precision=PRECISION)
-        wide += g_one[:, None] * norm[None, :]
+        held, norm = _state(at, 1, D, E, BLOCK_D, BLOCK_E)
+        wide = _mix(g, tl.trans(held), SUM, PRECISION) * scale[:, None]
+        wide += one[:, None] * norm[None, :]
         dx += wide * sin[:, None]
         d_sin += tl.sum(wide * x, 1)
-    for start in range(key, end, CHUNK):
-        places = start + tl.arange(0, CHUNK)
+    for key in range(first, end, CHUNK):
+        places = key + tl.arange(0, CHUNK)
         real = places < end
         if MASK:
             real = real & (tl.load(mask + b * keys + places, mask=real, other=0) != 0)
         cos_k, sin_k = _turn(p_k + row * keys, places, real, P)
-        _, z = _features(k + b * kb + h * kh, places, real, kn, D, BLOCK_D, ELU)
-        values = _rows(v + b * vb + h * vh, places, real, vn, E, BLOCK_E).to(tl.float32)
-        dw = tl.dot(g, tl.trans(values), input_precision=PRECISION) + g_one[:, None]
+        z = _phi(_rows(k + b * kb + h * kh, places, real, kn, D, BLOCK_D), D, BLOCK_D, ELU)
+        values = _rows(v + b * vb + h * vh, places, real, vn, E, BLOCK_E)
+        dw = tl.dot(g, tl.trans(values), input_precision=PRECISION) * scale[:, None] + one[:, None]
         dw = tl.where((places[None, :] < seen[:, None]) & real[None, :], dw, 0.0)
-        turned = dw * (cos[:, None] * cos_k[None, :] + sin[:, None] * sin_k[None, :])
-        dx += tl.dot(turned, z, input_precision=PRECISION)
+        dx += _mix(dw * _cosines(cos, sin, cos_k, sin_k, P), z, SUM, PRECISION)
         if P:
             dw *= tl.dot(x, tl.trans(z), input_precision=PRECISION)
             d_cos += tl.sum(dw * cos_k[None, :], 1)
             d_sin += tl.sum(dw * sin_k[None, :], 1)
-    dx = _phi_backward(dx, raw, ELU)
-    _store_rows(dq + row.to(tl.int64) * queries * D, dx, rows, there, D, D, BLOCK_D)
+    dx = _phi_backward(dx, x, ELU)
+    _store_rows(dq + (b * queries * heads + h) * D, dx, rows, there, heads * D, D, BLOCK_D)
     if P:
         angle = 1.5707963267948966 * (cos * d_sin - sin * d_cos)
         tl.store(dp + row * queries + rows, angle, mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_ANY)
 def _backward_keys(
-    q, k, v, p_q, p_k, mask, counts, states, grad, y, total, dk, dv, dp, tiles, spans, eps,
-    qb, qh, qn, kb, kh, kn, vb, vh, vn, gb, gh, gn, yb, yh, yn, queries, keys, heads, many,
+    q, k, v, p_q, p_k, mask, counts, table, states, grad, total, along, dk, dv, dp, eps,
+    qb, qh, qn, kb, kh, kn, vb, vh, vn, gb, gh, gn,
+    queries, keys, heads, tiles, many, size, start, step, lookahead,
     D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
-    P: tl.constexpr, MASK: tl.constexpr, ROWS: tl.constexpr, ELU: tl.constexpr,
-    PRECISION: tl.constexpr, CHUNK: tl.constexpr,
+    P: tl.constexpr, MASK: tl.constexpr, ELU: tl.constexpr,
+    ROWS: tl.constexpr, RULE: tl.constexpr, DOCS: tl.constexpr, WHOLE: tl.constexpr,
+    SUM: tl.constexpr, PRECISION: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of a chunk of keys, its values and proportions: from the state of all queries that
-    see the whole chunk, and from the tiles of those that see part of it.
-
-    `tiles` [T, 5]: first key, the one behind the last; of the segment the first query, the one
-    behind the last, and the first state. `spans` [R, T, 2]: the first query that sees a key of the
-    chunk, and the first that sees them all.
-    """
-    tile = tiles + 5 * tl.program_id(0)
-    row = tl.program_id(1)
+    """Gradients of a chunk of keys (dk [B, S, H, D]), of its values (dv [B, S, H, E]) and of its
+    proportions: from the state of all queries that see the whole chunk, and from the tiles of those
+    that see part of it. Pairs are [key, query] here."""
+    row, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
     b, h = row // heads, row % heads
-    places = tl.load(tile) + tl.arange(0, CHUNK)
-    real = places < tl.load(tile + 1)
-    inside = real
+    counts += b * queries if ROWS else 0
+    key, begin, end, state = _segment(table, tile, keys, DOCS, CHUNK)
+    stop = end if DOCS else queries
+    places = key + tl.arange(0, CHUNK)
+    inside = places < end
+    last = _last_key(counts, begin, stop, begin, end, size, start, step, lookahead, RULE, WHOLE)
+    last = tl.minimum(last, key + CHUNK)
+    real = places < last
     if MASK:
         real = real & (tl.load(mask + b * keys + places, mask=real, other=0) != 0)
-    span = spans + 2 * ((b * tl.num_programs(0) if ROWS else 0) + tl.program_id(0))
-    begin, stop = tl.load(tile + 2), tl.load(tile + 3)
-    some, every = tl.load(span), tl.load(span + 1)
+    some = _first(key, begin, stop, counts, begin, end, size, start, step, lookahead, RULE)
+    every = _first(last - 1, some, stop, counts, begin, end, size, start, step, lookahead, RULE)
     behind = (every - begin + CHUNK - 1) // CHUNK
-    cos_k, sin_k = _turn(p_k + row * keys, places, real, P)
-    raw, z = _features(k + b * kb + h * kh, places, real, kn, D, BLOCK_D, ELU)
-    values = _rows(v + b * vb + h * vh, places, real, vn, E, BLOCK_E).to(tl.float32)
 
-    at = states + (row * many + tl.load(tile + 4) + behind).to(tl.int64) * (
-        (2 if P else 1) * D * (E + 1)
-    )
-    grads, norm = _state(at, 0, D, E, BLOCK_D, BLOCK_E)
-    d_values = tl.dot(z, grads, input_precision=PRECISION) * cos_k[:, None]
-    wide = tl.dot(values, tl.trans(grads), input_precision=PRECISION) + norm[None, :]
+    cos_k, sin_k = _turn(p_k + row * keys, places, real, P)
+    z = _phi(_rows(k + b * kb + h * kh, places, real, kn, D, BLOCK_D), D, BLOCK_D, ELU)
+    values = _rows(v + b * vb + h * vh, places, real, vn, E, BLOCK_E)
+    at = states + (row * many + state + behind) * ((2 if P else 1) * D * (E + 1))
+    held, norm = _state(at, 0, D, E, BLOCK_D, BLOCK_E)
+    d_values = _mix(z, held, SUM, PRECISION) * cos_k[:, None]
+    wide = _mix(values, tl.trans(held), SUM, PRECISION) + norm[None, :]
     dz = wide * cos_k[:, None]
     d_cos, d_sin = tl.sum(wide * z, 1), tl.zeros_like(cos_k)
     if P:
-        grads, norm = _state(at, 1, D, E, BLOCK_D, BLOCK_E)
-        d_values += tl.dot(z, grads, input_precision=PRECISION) * sin_k[:, None]
-        wide = tl.dot(values, tl.trans(grads), input_precision=PRECISION) + norm[None, :]
+        held, norm = _state(at, 1, D, E, BLOCK_D, BLOCK_E)
+        d_values += _mix(z, held, SUM, PRECISION) * sin_k[:, None]
+        wide = _mix(values, tl.trans(held), SUM, PRECISION) + norm[None, :]
         dz += wide * sin_k[:, None]
         d_sin += tl.sum(wide * z, 1)
-    first = begin + (some - begin) // CHUNK * CHUNK
-    for start in range(first, begin + behind * CHUNK, CHUNK):
-        rows = start + tl.arange(0, CHUNK)
+    for query in range(begin + (some - begin) // CHUNK * CHUNK, begin + behind * CHUNK, CHUNK):
+        rows = query + tl.arange(0, CHUNK)
         there = rows < stop
-        seen = tl.load(counts + (b * queries if ROWS else 0) + rows, mask=there, other=0)
+        seen = _seen(
+            counts, tl.minimum(rows, stop - 1), begin, end, size, start, step, lookahead, RULE
+        )
         cos, sin = _turn(p_q + row * queries, rows, there, P)
-        _, x = _features(q + b * qb + h * qh, rows, there, qn, D, BLOCK_D, ELU)
-        g = _rows(grad + b * gb + h * gh, rows, there, gn, E, BLOCK_E).to(tl.float32)
-        out = _rows(y + b * yb + h * yh, rows, there, yn, E, BLOCK_E).to(tl.float32)
-        g, g_one = _grad_found(g, out, total + row * queries, rows, there, eps)
-        sees = (places[None, :] < seen[:, None]) & real[None, :]
-        turn = cos[:, None] * cos_k[None, :] + sin[:, None] * sin_k[None, :]
-        score = tl.dot(x, tl.trans(z), input_precision=PRECISION)
-        w = tl.where(sees, score * turn, 0.0)
-        d_values += tl.dot(tl.trans(w), g, input_precision=PRECISION)
-        dw = tl.dot(g, tl.trans(values), input_precision=PRECISION) + g_one[:, None]
+        x = _phi(_rows(q + b * qb + h * qh, rows, there, qn, D, BLOCK_D), D, BLOCK_D, ELU)
+        g = _rows(grad + b * gb + h * gh, rows, there, gn, E, BLOCK_E)
+        weight = tl.load(total + row * queries + rows, mask=there, other=1.0)
+        scale = 1.0 / tl.maximum(weight, eps)
+        one = tl.load(along + row * queries + rows, mask=there, other=0.0)
+        sees = (places[:, None] < seen[None, :]) & real[:, None] & there[None, :]
+        turn = _cosines(cos_k, sin_k, cos, sin, P)
+        score = tl.dot(z, tl.trans(x), input_precision=PRECISION)
+        w = tl.where(sees, score * turn * scale[None, :], 0.0)
+        d_values += _mix(w, g, SUM, PRECISION)
+        dw = tl.dot(values, tl.trans(g), input_precision=PRECISION) * scale[None, :] + one[None, :]
         dw = tl.where(sees, dw, 0.0)
-        dz += tl.dot(tl.trans(dw * turn), x, input_precision=PRECISION)
+        dz += _mix(dw * turn, x, SUM, PRECISION)
         if P:
             dw *= score
-            d_cos += tl.sum(dw * cos[:, None], 0)
-            d_sin += tl.sum(dw * sin[:, None], 0)
-    dz = tl.where(real[:, None], _phi_backward(dz, raw, ELU), 0.0)
-    _store_rows(dk + row.to(tl.int64) * keys * D, dz, places, inside, D, D, BLOCK_D)
-    _store_rows(dv + row.to(tl.int64) * keys * E, d_values, places, inside, E, E, BLOCK_E)
+            d_cos += tl.sum(dw * cos[None, :], 1)
+            d_sin += tl.sum(dw * sin[None, :], 1)
+    dz = tl.where(real[:, None], _phi_backward(dz, z, ELU), 0.0)
+    _store_rows(dk + (b * keys * heads + h) * D, dz, places, inside, heads * D, D, BLOCK_D)
+    _store_rows(dv + (b * keys * heads + h) * E, d_values, places, inside, heads * E, E, BLOCK_E)
     if P:
         angle = tl.where(real, 1.5707963267948966 * (cos_k * d_sin - sin_k * d_cos), 0.0)
         tl.store(dp + row * keys + places, angle, mask=inside)
