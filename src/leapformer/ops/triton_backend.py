@@ -31,15 +31,24 @@ def refuses(device: torch.device, dtype: torch.dtype, width: int) -> str:
         return f"takes float32, float16 and bfloat16, and the inputs are {dtype}"
     if width > WIDEST:
         return f"takes heads up to {WIDEST} wide, and these are {width}"
+    return _lacks(device.type, device.index)
+
+
+def _lacks(kind: str, index: int | None) -> str:
+    """What such a device lacks for the kernels."""
     if not _installed():
         return "needs Triton, which is not installed (pip install triton)"
-    if device.type == "cuda" and not _capable(device.index):
+    if kind == "cuda" and not _capable(index):
         return "needs an NVIDIA GPU of compute capability {}.{} or later".format(*CAPABILITY)
-    if device.type == "cpu" and not _interpreted():
+    if kind == "cpu" and not _interpreted():
         return "runs on a CPU only in Triton's interpreter (TRITON_INTERPRET=1 before its import)"
-    if device.type not in ("cuda", "cpu", "meta"):
-        return f"runs on an NVIDIA GPU and the inputs are on {device}"
+    if kind not in ("cuda", "cpu", "meta"):
+        return f"runs on an NVIDIA GPU and the inputs are on {kind}"
     return ""
+
+
+# As in native.py: torch.compile takes the answer as a constant.
+_lacks._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache
@@ -54,11 +63,6 @@ def _capable(index: int | None) -> bool:
 
 @functools.cache
 def _interpreted() -> bool:
-    from .triton_launch import interpreted
+    from .triton_kernels import INTERPRETED
 
-    return interpreted()
-
-
-# As in native.py: torch.compile takes their answers as constants.
-for _function in (_installed, _capable, _interpreted):
-    _function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return bool(INTERPRETED.value)

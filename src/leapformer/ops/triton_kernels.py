@@ -29,6 +29,9 @@ D without proportions).
 import triton
 import triton.language as tl
 
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+"""Are these kernels made for Triton's interpreter, which runs on a CPU?"""
+
 # Branches on what is known when a kernel is compiled have their `else` also where the `if` returns:
 # only then does the compiler leave the other one out.
 
@@ -106,9 +109,32 @@ def _cosines(cos_i, sin_i, cos_j, sin_j, P: tl.constexpr):
 
 
 @triton.jit
+def _dot(a, b, PRECISION: tl.constexpr):
+    """a @ b, added up in float32. The interpreter takes the bits of bfloat16 for whole numbers, and
+    is given their values, which come to the same."""
+    if INTERPRETED:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, input_precision=PRECISION)
+
+
+@triton.jit
+def _nearest(x, PRECISION: tl.constexpr):
+    """float32 as tensor cores are to read it. They cut off its last 13 bits, which would make all
+    sums too small; after half of the last bit they keep was added, they round. NaN stays NaN."""
+    if PRECISION == "tf32":
+        rounded = (x.to(tl.int32, bitcast=True) + 0x1000).to(tl.float32, bitcast=True)
+        return tl.where(x == x, rounded, x)
+    else:
+        return x
+
+
+@triton.jit
 def _mix(a, b, SUM: tl.constexpr, PRECISION: tl.constexpr):
     """a @ b, where one of them was computed: its range may be that of float32."""
-    return tl.dot(a.to(SUM), b.to(SUM), input_precision=PRECISION)
+    a, b = a.to(SUM), b.to(SUM)
+    if SUM == tl.float32:  # noqa: SIM300
+        a, b = _nearest(a, PRECISION), _nearest(b, PRECISION)
+    return _dot(a, b, PRECISION)
 
 
 @triton.jit
@@ -203,7 +229,8 @@ def _store_state(
     rows, columns = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_E)
     at = sums + half * D * (E + 1)
     keep = (rows[:, None] < D) & (columns[None, :] < E)
-    values = tl.dot(tl.trans(wide * scale[:, None]), y, input_precision=PRECISION)
+    scaled = _nearest(wide * scale[:, None], PRECISION)
+    values = _dot(tl.trans(scaled), y, PRECISION)
     tl.store(at + rows[:, None] * E + columns[None, :], values, mask=keep)
     tl.store(at + D * E + rows, tl.sum(wide * one[:, None], 0), mask=rows < D)
 
@@ -322,7 +349,7 @@ def _forward(
             real = real & (tl.load(mask + b * keys + places, mask=real, other=0) != 0)
         cos_k, sin_k = _turn(p_k + row * keys, places, real, P)
         z = _phi(_rows(k + b * kb + h * kh, places, real, kn, D, BLOCK_D), D, BLOCK_D, ELU)
-        w = tl.dot(x, tl.trans(z), input_precision=PRECISION)
+        w = _dot(x, tl.trans(z), PRECISION)
         w *= _cosines(cos, sin, cos_k, sin_k, P)
         w = tl.where(places[None, :] < seen[:, None], w, 0.0)
         values = _rows(v + b * vb + h * vh, places, real, vn, E, BLOCK_E)
@@ -378,11 +405,11 @@ def _backward_queries(
         cos_k, sin_k = _turn(p_k + row * keys, places, real, P)
         z = _phi(_rows(k + b * kb + h * kh, places, real, kn, D, BLOCK_D), D, BLOCK_D, ELU)
         values = _rows(v + b * vb + h * vh, places, real, vn, E, BLOCK_E)
-        dw = tl.dot(g, tl.trans(values), input_precision=PRECISION) * scale[:, None] + one[:, None]
+        dw = _dot(g, tl.trans(values), PRECISION) * scale[:, None] + one[:, None]
         dw = tl.where((places[None, :] < seen[:, None]) & real[None, :], dw, 0.0)
         dx += _mix(dw * _cosines(cos, sin, cos_k, sin_k, P), z, SUM, PRECISION)
         if P:
-            dw *= tl.dot(x, tl.trans(z), input_precision=PRECISION)
+            dw *= _dot(x, tl.trans(z), PRECISION)
             d_cos += tl.sum(dw * cos_k[None, :], 1)
             d_sin += tl.sum(dw * sin_k[None, :], 1)
     dx = _phi_backward(dx, x, ELU)
@@ -450,10 +477,10 @@ def _backward_keys(
         one = tl.load(along + row * queries + rows, mask=there, other=0.0)
         sees = (places[:, None] < seen[None, :]) & real[:, None] & there[None, :]
         turn = _cosines(cos_k, sin_k, cos, sin, P)
-        score = tl.dot(z, tl.trans(x), input_precision=PRECISION)
+        score = _dot(z, tl.trans(x), PRECISION)
         w = tl.where(sees, score * turn * scale[None, :], 0.0)
         d_values += _mix(w, g, SUM, PRECISION)
-        dw = tl.dot(values, tl.trans(g), input_precision=PRECISION) * scale[None, :] + one[None, :]
+        dw = _dot(values, tl.trans(g), PRECISION) * scale[None, :] + one[None, :]
         dw = tl.where(sees, dw, 0.0)
         dz += _mix(dw * turn, x, SUM, PRECISION)
         if P:

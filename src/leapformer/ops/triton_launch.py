@@ -41,11 +41,6 @@ def attention(
     return y, after
 
 
-def interpreted() -> bool:
-    """Were the kernels made for Triton's interpreter, which runs on a CPU?"""
-    return not isinstance(kernels._forward, triton.JITFunction)
-
-
 def tuning(dtype: torch.dtype, width: int) -> dict[str, int]:
     """How a kernel is cut and compiled: by dtype and width alone, never by length.
 
