@@ -139,3 +139,22 @@ def cases(draw, lengths=LENGTHS, visible=None, proportions=None, rows: int = 3) 
         feature_map=draw(st.sampled_from(("relu", "elu"))),
         eps=draw(st.sampled_from((1e-6, 0.1, 5.0))),
     )
+
+
+def plain_case(
+    batch: int, heads: int, queries: int, keys: int, width: int = 5, values: int = 7
+) -> Case:
+    """A case in float64 with all that a call can have."""
+    q, k = (torch.randn(batch, heads, n, width, dtype=torch.float64) for n in (queries, keys))
+    return Case(
+        q,
+        k,
+        torch.randn(batch, heads, keys, values, dtype=torch.float64),
+        torch.rand(batch, heads, queries, dtype=torch.float64),
+        torch.rand(batch, heads, keys, dtype=torch.float64),
+        "causal",
+        torch.rand(batch, keys) > 0.3,
+        LeapState(torch.rand(batch, heads, 2 * width, values + 1, dtype=torch.float64)),
+        "relu",
+        1e-6,
+    )

@@ -5,8 +5,7 @@
 
 import pytest
 import torch
-from cases import gradients
-from test_triton import plain_case
+from cases import gradients, plain_case
 
 from leapformer import LeaP, LeapState, Visible, leap_attention
 from leapformer.bench.attention import quadratic

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import Case, cases, gradients, put
+from cases import Case, cases, gradients, plain_case, put
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -70,23 +70,6 @@ def test_1_also_for_no_queries_or_no_keys(queries, keys):
     case = plain_case(1, 1, queries, keys)
     agree(case)
     agree(replace(case, visible=torch.zeros(queries, dtype=torch.long)), whole=False)
-
-
-def plain_case(batch: int, heads: int, queries: int, keys: int, width: int = 5, values: int = 7):
-    """A case in float64 with all that a call can have."""
-    q, k = (torch.randn(batch, heads, n, width, dtype=torch.float64) for n in (queries, keys))
-    return Case(
-        q,
-        k,
-        torch.randn(batch, heads, keys, values, dtype=torch.float64),
-        torch.rand(batch, heads, queries, dtype=torch.float64),
-        torch.rand(batch, heads, keys, dtype=torch.float64),
-        "causal",
-        torch.rand(batch, keys) > 0.3,
-        LeapState(torch.rand(batch, heads, 2 * width, values + 1, dtype=torch.float64)),
-        "relu",
-        1e-6,
-    )
 
 
 @pytest.mark.parametrize("widths", [(33, 20), (64, 128)])
@@ -478,12 +461,16 @@ except ValueError as error:
 def test_auto_takes_it_on_a_gpu_that_it_serves_and_never_on_a_cpu(monkeypatch):
     gpu = torch.device("cuda", 0)
     monkeypatch.setattr(triton_backend, "_capable", lambda index: True)
+    monkeypatch.setattr(triton_backend, "_roomy", lambda index: True)
     assert choose_backend("auto", gpu) == "triton"
     assert choose_backend("auto", gpu, torch.bfloat16, 128) == "triton"
     assert choose_backend("auto", gpu, torch.float64, 64) == "chunked"
     assert choose_backend("auto", gpu, torch.float32, 129) == "chunked"
     assert choose_backend("auto", torch.device("cpu")) != "triton"
     assert choose_backend("auto", torch.device("meta")) == "chunked"
+    monkeypatch.setattr(triton_backend, "_roomy", lambda index: False)
+    assert choose_backend("auto", gpu, torch.bfloat16, 64) == "triton"
+    assert choose_backend("auto", gpu, torch.bfloat16, 65) == "chunked"
     monkeypatch.setattr(triton_backend, "_installed", lambda: False)
     assert choose_backend("auto", gpu) == "chunked"
     monkeypatch.undo()

@@ -14,6 +14,8 @@ from torch import Tensor
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 WIDEST = 128
 CAPABILITY = (8, 0)
+LITTLE, ENOUGH = 64, 160 * 1024
+"""Heads wider than `LITTLE` need so many bytes of shared memory (A100 and H100 have them)."""
 
 
 def triton(*args: Any) -> tuple[Tensor, Tensor]:
@@ -31,15 +33,17 @@ def refuses(device: torch.device, dtype: torch.dtype, width: int) -> str:
         return f"takes float32, float16 and bfloat16, and the inputs are {dtype}"
     if width > WIDEST:
         return f"takes heads up to {WIDEST} wide, and these are {width}"
-    return _lacks(device.type, device.index)
+    return _lacks(device.type, device.index, width > LITTLE)
 
 
-def _lacks(kind: str, index: int | None) -> str:
+def _lacks(kind: str, index: int | None, wide: bool) -> str:
     """What such a device lacks for the kernels."""
     if not _installed():
         return "needs Triton, which is not installed (pip install triton)"
     if kind == "cuda" and not _capable(index):
         return "needs an NVIDIA GPU of compute capability {}.{} or later".format(*CAPABILITY)
+    if kind == "cuda" and wide and not _roomy(index):
+        return f"takes heads up to {LITTLE} wide on this GPU, for want of shared memory"
     if kind == "cpu" and not _interpreted():
         return "runs on a CPU only in Triton's interpreter (TRITON_INTERPRET=1 before its import)"
     if kind not in ("cuda", "cpu", "meta"):
@@ -59,6 +63,11 @@ def _installed() -> bool:
 @functools.cache
 def _capable(index: int | None) -> bool:
     return torch.version.hip is None and torch.cuda.get_device_capability(index) >= CAPABILITY
+
+
+@functools.cache
+def _roomy(index: int | None) -> bool:
+    return torch.cuda.get_device_properties(index).shared_memory_per_block_optin >= ENOUGH
 
 
 @functools.cache

@@ -118,12 +118,13 @@ def _dot(a, b, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _nearest(x, PRECISION: tl.constexpr):
-    """float32 as tensor cores are to read it. They cut off its last 13 bits, which would make all
-    sums too small; after half of the last bit they keep was added, they round. NaN stays NaN."""
-    if PRECISION == "tf32":
-        rounded = (x.to(tl.int32, bitcast=True) + 0x1000).to(tl.float32, bitcast=True)
-        return tl.where(x == x, rounded, x)
+def _factor(x, SUM: tl.constexpr, PRECISION: tl.constexpr):
+    """x as a factor of a product in `SUM`. Tensor cores cut tf32 off after ten bits, which would
+    make all sums too small, so it is rounded before; NaN stays NaN."""
+    x = x.to(SUM)
+    if SUM == tl.float32 and PRECISION == "tf32":  # noqa: SIM300
+        rounded = (x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
+        return tl.where(x == x, rounded.to(tl.float32, bitcast=True), x)
     else:
         return x
 
@@ -131,22 +132,22 @@ def _nearest(x, PRECISION: tl.constexpr):
 @triton.jit
 def _mix(a, b, SUM: tl.constexpr, PRECISION: tl.constexpr):
     """a @ b, where one of them was computed: its range may be that of float32."""
-    a, b = a.to(SUM), b.to(SUM)
-    if SUM == tl.float32:  # noqa: SIM300
-        a, b = _nearest(a, PRECISION), _nearest(b, PRECISION)
-    return _dot(a, b, PRECISION)
+    return _dot(_factor(a, SUM, PRECISION), _factor(b, SUM, PRECISION), PRECISION)
 
 
 @triton.jit
 def _state(
-    sums, half, D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr
-):
-    """One half (0 cos, 1 sin) of a state: values [BLOCK_D, BLOCK_E] and normaliser [BLOCK_D]."""
+    sums, half, D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
+    SUM: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One half (0 cos, 1 sin) of a state: values [BLOCK_D, BLOCK_E], as factors, and normaliser
+    [BLOCK_D]."""
     rows, columns = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_E)
     at = sums + half * D * (E + 1)
     keep = (rows[:, None] < D) & (columns[None, :] < E)
     values = tl.load(at + rows[:, None] * E + columns[None, :], mask=keep, other=0.0)
-    return values, tl.load(at + D * E + rows, mask=rows < D, other=0.0)
+    norm = tl.load(at + D * E + rows, mask=rows < D, other=0.0)
+    return _factor(values, SUM, PRECISION), norm
 
 
 @triton.jit
@@ -229,7 +230,7 @@ def _store_state(
     rows, columns = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_E)
     at = sums + half * D * (E + 1)
     keep = (rows[:, None] < D) & (columns[None, :] < E)
-    scaled = _nearest(wide * scale[:, None], PRECISION)
+    scaled = _factor(wide * scale[:, None], tl.float32, PRECISION)
     values = _dot(tl.trans(scaled), y, PRECISION)
     tl.store(at + rows[:, None] * E + columns[None, :], values, mask=keep)
     tl.store(at + D * E + rows, tl.sum(wide * one[:, None], 0), mask=rows < D)
@@ -335,11 +336,11 @@ def _forward(
     cos, sin = _turn(p_q + row * queries, rows, there, P)
     x = _phi(_rows(q + b * qb + h * qh, rows, there, qn, D, BLOCK_D), D, BLOCK_D, ELU)
     at = states + (row * many + state) * ((2 if P else 1) * D * (E + 1))
-    held, norm = _state(at, 0, D, E, BLOCK_D, BLOCK_E)
+    held, norm = _state(at, 0, D, E, BLOCK_D, BLOCK_E, SUM, PRECISION)
     found = _mix(x, held, SUM, PRECISION) * cos[:, None]
     weight = tl.sum(x.to(tl.float32) * norm[None, :], 1) * cos
     if P:
-        held, norm = _state(at, 1, D, E, BLOCK_D, BLOCK_E)
+        held, norm = _state(at, 1, D, E, BLOCK_D, BLOCK_E, SUM, PRECISION)
         found += _mix(x, held, SUM, PRECISION) * sin[:, None]
         weight += tl.sum(x.to(tl.float32) * norm[None, :], 1) * sin
     for key in range(first, end, CHUNK):
@@ -387,12 +388,12 @@ def _backward_queries(
     tl.store(along + row * queries + rows, one, mask=there)
 
     at = states + (row * many + state) * ((2 if P else 1) * D * (E + 1))
-    held, norm = _state(at, 0, D, E, BLOCK_D, BLOCK_E)
+    held, norm = _state(at, 0, D, E, BLOCK_D, BLOCK_E, SUM, PRECISION)
     wide = _mix(g, tl.trans(held), SUM, PRECISION) * scale[:, None] + one[:, None] * norm[None, :]
     dx = wide * cos[:, None]
     d_cos, d_sin = tl.sum(wide * x, 1), tl.zeros_like(cos)
     if P:
-        held, norm = _state(at, 1, D, E, BLOCK_D, BLOCK_E)
+        held, norm = _state(at, 1, D, E, BLOCK_D, BLOCK_E, SUM, PRECISION)
         wide = _mix(g, tl.trans(held), SUM, PRECISION) * scale[:, None]
         wide += one[:, None] * norm[None, :]
         dx += wide * sin[:, None]
@@ -452,13 +453,13 @@ def _backward_keys(
     z = _phi(_rows(k + b * kb + h * kh, places, real, kn, D, BLOCK_D), D, BLOCK_D, ELU)
     values = _rows(v + b * vb + h * vh, places, real, vn, E, BLOCK_E)
     at = states + (row * many + state + behind) * ((2 if P else 1) * D * (E + 1))
-    held, norm = _state(at, 0, D, E, BLOCK_D, BLOCK_E)
+    held, norm = _state(at, 0, D, E, BLOCK_D, BLOCK_E, SUM, PRECISION)
     d_values = _mix(z, held, SUM, PRECISION) * cos_k[:, None]
     wide = _mix(values, tl.trans(held), SUM, PRECISION) + norm[None, :]
     dz = wide * cos_k[:, None]
     d_cos, d_sin = tl.sum(wide * z, 1), tl.zeros_like(cos_k)
     if P:
-        held, norm = _state(at, 1, D, E, BLOCK_D, BLOCK_E)
+        held, norm = _state(at, 1, D, E, BLOCK_D, BLOCK_E, SUM, PRECISION)
         d_values += _mix(z, held, SUM, PRECISION) * sin_k[:, None]
         wide = _mix(values, tl.trans(held), SUM, PRECISION) + norm[None, :]
         dz += wide * sin_k[:, None]

@@ -45,8 +45,8 @@ def tuning(dtype: torch.dtype, width: int) -> dict[str, int]:
     """How a kernel is cut and compiled: by dtype and width alone, never by length.
 
     Products of float32 run on no tensor core and hold their factors in registers, hence the smaller
-    chunk and more warps. Loops are short, so nothing is loaded ahead (num_stages), which keeps the
-    shared memory of all within the 99 KiB of the smaller GPUs wherever the chunk's own factors do.
+    chunk and more warps. Loops are short, so nothing is loaded ahead (num_stages), which keeps
+    shared memory small: 99 KiB, what the smaller GPUs have, hold all kernels up to 64 wide.
     """
     single = dtype == torch.float32
     return {
