@@ -386,7 +386,7 @@ def test_autocast_runs_in_half_with_sums_in_float32():
     half = case.to(torch.bfloat16, DEVICE)
     expected, after = half("reference", return_state=True, p_q=case.p_q, p_k=case.p_k)
     torch.testing.assert_close(y, expected, rtol=2e-2, atol=2e-2)
-    torch.testing.assert_close(state.sums, after.sums, rtol=1e-3, atol=1e-3)
+    assert (state.sums - after.sums).norm() <= 5e-4 * after.sums.norm()
 
 
 STEPS = [(5, 7, None), (32, 40, None), (16, 16, 1)]

@@ -67,7 +67,8 @@ def _capable(index: int | None) -> bool:
 
 @functools.cache
 def _roomy(index: int | None) -> bool:
-    return torch.cuda.get_device_properties(index).shared_memory_per_block_optin >= ENOUGH
+    properties: Any = torch.cuda.get_device_properties(index)
+    return properties.shared_memory_per_block_optin >= ENOUGH
 
 
 @functools.cache
