@@ -3,7 +3,7 @@ BIN := .venv/bin
 OUT ?= results/demo
 ARGS ?=
 
-.PHONY: demo test bench clean
+.PHONY: demo test bench gpu clean
 
 demo: .venv/ready
 	$(BIN)/leapformer lra compare --task listops --attentions leap,cosformer,linear,softmax \
@@ -17,6 +17,12 @@ test: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/leapformer bench attention --out results/attention.json $(ARGS)
+
+# On a machine with a GPU, in an environment with torch's CUDA build: pip install -e '.[dev]'
+gpu:
+	$(PYTHON) -m pytest tests/ops/test_triton.py tests/ops/test_gpu.py $(ARGS)
+	$(PYTHON) -m leapformer bench attention --backend triton,chunked \
+		--out docs/results/attention_gpu.json
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

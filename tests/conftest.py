@@ -17,6 +17,8 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("laws")
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels run on the CPU
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of children: a thread in want of a core spins for minutes
 
@@ -27,6 +29,15 @@ def pytest_sessionstart() -> None:
     """Build the native kernel before any test, so that what `auto` chooses stays the same."""
     if build.compiler() is not None:
         native.kernel()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a real device are skipped where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and there is none"))
 
 
 @pytest.fixture(scope="session")

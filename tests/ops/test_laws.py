@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from cases import BACKENDS, FAST, LENGTHS, cases
+from cases import BACKENDS, FAST, LENGTHS, cases, gradients, put
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -18,24 +18,8 @@ from leapformer.ops import visible_counts
 from leapformer.timing import peak_bytes
 
 
-def gradients(case, backend: str) -> list[Tensor]:
-    case = case.tracked()
-    y, after = case(backend, return_state=True)
-    torch.manual_seed(1)
-    seeds = [torch.randn(x.shape, dtype=x.dtype) for x in (y, after.sums)]
-    grads = torch.autograd.grad((y, after.sums), case.leaves(), seeds, materialize_grads=True)
-    return [y.detach(), after.sums.detach(), *grads]
-
-
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-9) -> bool:
     return a.shape == b.shape and bool(((a - b).abs() <= tolerance * (1 + b.abs())).all())
-
-
-def put(x: Tensor, where: Tensor, value: Tensor | float) -> Tensor:
-    """x with other values in places, in the memory layout of x: rounding depends on layout."""
-    changed = x.clone()
-    changed.copy_(torch.where(where, torch.as_tensor(value, dtype=x.dtype), x))
-    return changed
 
 
 def test_reference_is_the_formula_written_with_loops():

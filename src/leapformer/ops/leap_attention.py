@@ -20,10 +20,16 @@ from .native import built, native
 from .reference import reference
 from .state import LeapState
 from .step import Learned, proportions, step
+from .triton_backend import refuses, triton
 from .visibility import Visible, as_rule, visible_counts
 
 Backend = Callable[..., tuple[Tensor, Tensor]]
-BACKENDS: dict[str, Backend] = {"reference": reference, "chunked": chunked, "native": native}
+BACKENDS: dict[str, Backend] = {
+    "reference": reference,
+    "chunked": chunked,
+    "native": native,
+    "triton": triton,
+}
 
 
 @overload
@@ -106,8 +112,8 @@ def leap_attention(
         eps: lower bound of the normaliser.
         feature_map: phi, "relu" (the paper's) or "elu" (elu + 1).
         backend: "chunked" (linear, every device), "native" (the same in one C++ kernel for the CPU,
-            built at its first use), "reference" (quadratic, float64 inside), or "auto", which is
-            `choose_backend`.
+            built at its first use), "triton" (the same in Triton kernels for an NVIDIA GPU),
+            "reference" (quadratic, float64 inside), or "auto", which is `choose_backend`.
 
     Returns:
         y [B, H, N, E] in the dtype of v, and with `return_state` the `LeapState` after the call.
@@ -115,8 +121,9 @@ def leap_attention(
 
     Raises:
         ValueError: shapes that disagree, proportions outside [0, 1], a visibility that decreases,
-            is negative or exceeds S, bounds that do not rise from 0 to N, an unknown name. (While
-            compiling, and on a GPU, the values are checked on the device and raise RuntimeError.)
+            is negative or exceeds S, bounds that do not rise from 0 to N, an unknown name, a
+            backend that does not serve these inputs. (While compiling, and on a GPU, the values
+            are checked on the device and raise RuntimeError.)
         TypeError: a dtype that does not fit.
     """
     q, k, v = autocast(q), autocast(k), autocast(v)
@@ -150,7 +157,7 @@ def leap_attention(
     if not isinstance(state, LeapState):
         raise TypeError(f"state is {type(state).__name__}: expected a LeapState")
     check_state(state.sums, q, p_q is not None, value_width)
-    backend = choose_backend(backend, q.device)
+    backend = choose_backend(backend, q.device, q.dtype, max(key_width, value_width))
     rule = as_rule(visible)
     sees_itself = queries == keys == 1 and rule is not None and rule.count(0, 1) == 1
     if sees_itself and backend != "reference":
@@ -159,25 +166,37 @@ def leap_attention(
 
     p_q = proportions("p_q", p_q, q)
     p_k = proportions("p_k", p_k, k, key_mask)
-    counts = visible_counts(visible, batch, queries, keys, cu_seqlens)
+    # Triton's kernels count by the rule themselves: no numbers to make and to copy to the GPU
+    by_rule = rule is not None and backend == "triton"
+    counts = rule if by_rule else visible_counts(visible, batch, queries, keys, cu_seqlens)
     y, sums = BACKENDS[backend](
         q, k, v, p_q, p_k, counts, key_mask, state.sums, eps, feature_map, return_state, cu_seqlens
     )
     return (y, LeapState(sums)) if return_state else y
 
 
-def choose_backend(name: str, device: torch.device) -> str:
-    """The backend that serves: `name` itself, or for "auto" the fastest one that is there: "native"
-    on a CPU for which it was built (`leapformer build`), else "chunked".
+def choose_backend(
+    name: str, device: torch.device, dtype: torch.dtype = torch.float32, width: int = 1
+) -> str:
+    """The backend that serves inputs of this dtype, whose keys and values are at most so wide:
+    `name` itself, or for "auto" the fastest one that is there. That is "triton" on a GPU where
+    Triton is installed and serves them, "native" on a CPU for which it was built (`leapformer
+    build`), and else "chunked".
 
-    Raises ValueError for an unknown name and for "native" elsewhere than on the CPU.
+    Raises ValueError for an unknown name and for one that cannot serve, saying why.
     """
     known("backend", name, ("auto", *BACKENDS))
     if name == "auto":
+        if device.type == "cuda" and not refuses(device, dtype, width):
+            return "triton"
         return "native" if device.type == "cpu" and built() else "chunked"
-    if name == "native" and device.type not in ("cpu", "meta"):
+    why = ""
+    if name == "triton":
+        why = refuses(device, dtype, width)
+    elif name == "native" and device.type not in ("cpu", "meta"):
+        why = f"runs on the CPU and the inputs are on {device}"
+    if why:
         raise ValueError(
-            f'backend="native" runs on the CPU and the inputs are on {device}: '
-            'use backend="chunked", which runs on every device'
+            f'backend="{name}" {why}: use backend="chunked", which runs on every device'
         )
     return name

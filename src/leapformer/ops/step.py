@@ -24,8 +24,12 @@ from torch.autograd import forward_ad
 from .checks import check_proportions
 from .native_step import native_step
 from .state import LeapState
+from .triton_backend import triton_step
 
-STEPS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"native": native_step}
+STEPS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "native": native_step,
+    "triton": triton_step,
+}
 
 
 class Learned(Protocol):

@@ -1,0 +1,401 @@
+"""The operators of the GPU backend: what the kernels of `triton_kernels` are called with."""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import triton_kernels as kernels
+from .chunked import empty_output, refuse_second, refuse_tangents
+from .features import full_precision
+from .visibility import Visible
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    p_q: Tensor | None,
+    p_k: Tensor | None,
+    counts: Tensor | Visible,
+    key_mask: Tensor | None,
+    sums: Tensor,
+    eps: float,
+    feature_map: str,
+    whole: bool,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See `triton_backend.triton`."""
+    refuse_tangents("triton", q, k, v, p_q, p_k, sums)
+    rule: list[int] = []
+    table: Tensor | None = None
+    if isinstance(counts, Visible):
+        rule = [counts.size, counts.start, counts.step, counts.lookahead]
+    else:
+        table = counts[0] if cu_seqlens is not None and counts.dim() == 2 else counts
+    y, _, after = _forward(
+        q, k, v, p_q, p_k, sums, table, key_mask, cu_seqlens, rule, eps, feature_map, whole
+    )
+    return y, after
+
+
+def tuning(dtype: torch.dtype, width: int) -> dict[str, int]:
+    """How a kernel is cut and compiled: by dtype and width alone, never by length.
+
+    Products of float32 run on no tensor core and hold their factors in registers, hence the smaller
+    chunk and more warps. Loops are short, so nothing is loaded ahead (num_stages), which keeps
+    shared memory small: 99 KiB, what the smaller GPUs have, hold all kernels up to 64 wide.
+    """
+    single = dtype == torch.float32
+    return {
+        "CHUNK": 32 if single else 64,
+        "num_warps": 8 if single or width > 64 else 4,
+        "num_stages": 1,
+    }
+
+
+class _Plan(NamedTuple):
+    """How rows are cut: the chunk, tiles and states of a row of queries and of keys, and of packed
+    documents the tables of `triton_kernels._segment` and `_scan`."""
+
+    chunk: int
+    q_tiles: int
+    k_tiles: int
+    q_states: int
+    k_states: int
+    segments: int = 1
+    tiles: Tensor | None = None
+    runs: Tensor | None = None
+
+
+def _plan(queries: int, keys: int, chunk: int, bounds: Tensor | None, like: Tensor) -> _Plan:
+    """Documents have as many queries as keys, and one table serves both; the states of a document
+    are one more than its tiles."""
+    if bounds is None:
+        q_tiles, k_tiles = triton.cdiv(queries, chunk), triton.cdiv(keys, chunk)
+        return _Plan(chunk, q_tiles, k_tiles, q_tiles + 1, k_tiles + 1)
+    pieces = (bounds.diff() + chunk - 1) // chunk
+    of = torch.repeat_interleave(torch.arange(len(pieces)), pieces)
+    before = pieces.cumsum(0) - pieces
+    first = bounds[of] + (torch.arange(len(of)) - before[of]) * chunk
+    states = before + torch.arange(len(pieces))
+    tiles, runs = (
+        torch.stack(columns, -1).to(like.device, torch.int32, non_blocking=True)
+        for columns in ((first, bounds[of], bounds[of + 1], states[of]), (states, pieces))
+    )
+    many, segments = len(of), len(pieces)
+    return _Plan(chunk, many, many, many + segments, many + segments, segments, tiles, runs)
+
+
+class _Call:
+    """What all kernels of a call share. A tensor that is not there is stood for by `q`."""
+
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        p_q: Tensor | None,
+        p_k: Tensor | None,
+        sums: Tensor,
+        counts: Tensor | None,
+        key_mask: Tensor | None,
+        cu_seqlens: Tensor | None,
+        rule: list[int],
+        eps: float,
+        feature_map: str,
+        whole: bool,
+    ) -> None:
+        self.q, self.k, self.v = rowwise(q), rowwise(k), rowwise(v)
+        self.batch, self.heads, self.queries, width = q.shape
+        self.keys, values = v.shape[2:]
+        self.rows = self.batch * self.heads
+        self.p_q, self.p_k = (q if p is None else p.contiguous() for p in (p_q, p_k))
+        self.sums = sums.contiguous()
+        self.mask = q if key_mask is None else key_mask.contiguous().view(torch.uint8)
+        self.docs = cu_seqlens is not None
+        self.whole = whole
+        tuned = tuning(q.dtype, max(width, values))
+        self.plan = _plan(self.queries, self.keys, tuned["CHUNK"], cu_seqlens, q)
+        self.table = q if self.plan.tiles is None else self.plan.tiles
+        self.counts = q
+        if not self.queries:
+            counts = None  # of which there is not even one to read
+        if counts is not None:
+            self.counts = counts.to(q.device, torch.int32, non_blocking=True).contiguous()
+        size, start, step, lookahead = rule or [1, 0, 0, 0]
+        most = self.keys
+        self.shared: dict[str, Any] = {
+            "queries": self.queries,
+            "heads": self.heads,
+            "size": min(size, max(1, self.queries)),
+            "start": min(start, most),
+            "step": min(step, most),
+            "lookahead": min(lookahead, most),
+            "eps": eps,
+            "D": width,
+            "E": values,
+            "BLOCK_D": block(width),
+            "BLOCK_E": block(values),
+            "P": p_q is not None,
+            "MASK": key_mask is not None,
+            "ROWS": counts is not None and counts.dim() == 2,
+            "RULE": counts is None,
+            "DOCS": self.docs,
+            "ELU": feature_map == "elu",
+            "PRECISION": precision(q.dtype),
+            **tuned,
+        }
+        self.sum_in = tl.bfloat16 if q.dtype == torch.bfloat16 else tl.float32
+
+    def states(self, before: Tensor | None, reverse: bool, **rows: Any) -> tuple[Tensor, Tensor]:
+        """States before each chunk, and the sum over all, shaped as `sums`; by the rows of
+        `_sum_chunks`: of keys, or of queries with `reverse`."""
+        plan, shared = self.plan, {**self.shared}
+        tiles, many = (plan.q_tiles, plan.q_states) if reverse else (plan.k_tiles, plan.k_states)
+        _, _, wide, width = self.sums.shape
+        states = self.sums.new_empty(self.rows, many, wide * width)
+        if tiles and self.rows:
+            if reverse:
+                shared["MASK"] = False
+            kernels._sum_chunks[(self.rows * tiles,)](
+                mask=self.mask,
+                counts=self.counts,
+                table=self.table,
+                states=states,
+                length=self.queries if reverse else self.keys,
+                tiles=tiles,
+                many=many,
+                GRAD=reverse,
+                WHOLE=self.whole,
+                **rows,
+                **shared,
+            )
+        if before is None:
+            before = torch.zeros_like(self.sums)
+        after = torch.zeros_like(before) if self.docs else torch.empty_like(before)
+        if self.rows:
+            kernels._scan[(self.rows * plan.segments, triton.cdiv(wide * width, 128))](
+                states,
+                before,
+                after,
+                self.q if plan.runs is None else plan.runs,
+                tiles,
+                plan.segments,
+                many,
+                D=self.q.shape[-1],
+                E=self.v.shape[-1],
+                SIZE=wide * width,
+                REVERSE=reverse,
+                DOCS=self.docs,
+                GROUP=16,
+                BLOCK=128,
+                num_warps=4,
+            )
+        return states, after
+
+    def key_states(self) -> tuple[Tensor, Tensor]:
+        """States before each chunk of keys, and the one after all."""
+        k, v = self.k, self.v
+        return self.states(
+            self.sums,
+            False,
+            x=k,
+            p=self.p_k,
+            y=v,
+            total=self.sums,
+            along=self.sums,
+            **strides("bhn", x=k, y=v),
+        )
+
+    def over(self, queries: bool) -> dict[str, Any]:
+        """What a kernel over tiles of queries, or over chunks of keys, is called with besides."""
+        plan = self.plan
+        return {
+            "q": self.q,
+            "k": self.k,
+            "v": self.v,
+            "p_q": self.p_q,
+            "p_k": self.p_k,
+            "mask": self.mask,
+            "counts": self.counts,
+            "table": self.table,
+            "keys": self.keys,
+            "tiles": plan.q_tiles if queries else plan.k_tiles,
+            "many": plan.k_states if queries else plan.q_states,
+            "SUM": self.sum_in,
+            **strides("bhn", q=self.q, k=self.k, v=self.v),
+            **self.shared,
+        }
+
+
+def block(width: int) -> int:
+    """The power of two that holds this width; a product needs 16."""
+    return max(16, triton.next_power_of_2(width))
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How factors of float32 are multiplied: as torch does, and for half-precision inputs on tensor
+    cores."""
+    exact = dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32
+    return "ieee" if exact else "tf32"
+
+
+def rowwise(x: Tensor) -> Tensor:
+    """x with a last axis that lies in one piece."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def strides(axes: str, **tensors: Tensor) -> dict[str, int]:
+    """The strides of the first axes of each, as the kernels name them: qb, qh, qn for "bhn"."""
+    return {
+        name + axis: stride
+        for name, x in tensors.items()
+        for axis, stride in zip(axes, x.stride(), strict=False)
+    }
+
+
+@torch.library.custom_op("leapformer::triton_forward", mutates_args=())
+@full_precision
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    p_q: Tensor | None,
+    p_k: Tensor | None,
+    sums: Tensor,
+    counts: Tensor | None,
+    key_mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    rule: list[int],
+    eps: float,
+    feature_map: str,
+    whole: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output [B, H, N, E], sums of the weights [B, H, N] and, if `whole`, the state after the keys.
+
+    q [B, H, N, D], k [B, H, S, D], v [B, H, S, E], proportions [B, H, N or S], the state before
+    [B, H, F, E + 1]; the visibility as counts [N] or [B, N], or as the four numbers of its rule.
+    """
+    call = _Call(
+        q, k, v, p_q, p_k, sums, counts, key_mask, cu_seqlens, rule, eps, feature_map, whole
+    )
+    y = empty_output(q, v)
+    total = sums.new_empty(q.shape[:3])
+    with torch.cuda.device_of(q):
+        states, after = call.key_states()
+        if total.numel():
+            kernels._forward[(call.rows * call.plan.q_tiles,)](
+                states=states, y=y, total=total, **call.over(queries=True)
+            )
+    return y, total, after
+
+
+@torch.library.custom_op("leapformer::triton_backward", mutates_args=())
+@full_precision
+def _backward(
+    grad_y: Tensor,
+    grad_sums: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    p_q: Tensor | None,
+    p_k: Tensor | None,
+    sums: Tensor,
+    counts: Tensor | None,
+    key_mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    y: Tensor,
+    total: Tensor,
+    rule: list[int],
+    eps: float,
+    feature_map: str,
+    whole: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, p_q, p_k ([0] where there are none) and of `sums`."""
+    call = _Call(
+        q, k, v, p_q, p_k, sums, counts, key_mask, cu_seqlens, rule, eps, feature_map, whole
+    )
+    grad, y, total = rowwise(grad_y), rowwise(y), total.contiguous()
+    along = torch.empty_like(total)
+    dq, dk, dv, d_pq, d_pk, _ = made = _gradients(q, k, v, p_q, p_k, sums)
+    with torch.cuda.device_of(q):
+        states, _ = call.key_states()
+        if total.numel():
+            kernels._backward_queries[(call.rows * call.plan.q_tiles,)](
+                states=states,
+                grad=grad,
+                y=y,
+                total=total,
+                dq=dq,
+                dp=d_pq,
+                along=along,
+                **strides("bhn", g=grad, y=y),
+                **call.over(queries=True),
+            )
+        del states
+        before = None if grad_sums is None else grad_sums.contiguous()
+        states, d_sums = call.states(
+            before,
+            True,
+            x=call.q,
+            p=call.p_q,
+            y=grad,
+            total=total,
+            along=along,
+            **strides("bhn", x=call.q, y=grad),
+        )
+        if call.keys and call.rows:
+            kernels._backward_keys[(call.rows * call.plan.k_tiles,)](
+                states=states,
+                grad=grad,
+                total=total,
+                along=along,
+                dk=dk,
+                dv=dv,
+                dp=d_pk,
+                WHOLE=whole,
+                **strides("bhn", g=grad),
+                **call.over(queries=False),
+            )
+    return *made[:5], d_sums
+
+
+def _gradients(
+    q: Tensor, k: Tensor, v: Tensor, p_q: Tensor | None, p_k: Tensor | None, sums: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    of_p = (sums.new_empty(0) if p is None else p.new_empty(p.shape) for p in (p_q, p_k))
+    dq, dk, dv = empty_output(q, q), empty_output(k, k), empty_output(k, v)
+    return dq, dk, dv, next(of_p), next(of_p), sums.new_empty(sums.shape)
+
+
+@_forward.register_fake
+def _(q, k, v, p_q, p_k, sums, *rest):  # type: ignore[no-untyped-def]
+    return empty_output(q, v), sums.new_empty(q.shape[:3]), sums.new_empty(sums.shape)
+
+
+@_backward.register_fake
+def _(grad_y, grad_sums, *rest):  # type: ignore[no-untyped-def]
+    return _gradients(*rest[:6])
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.rule, ctx.eps, ctx.feature_map, ctx.whole = inputs
+    y, total, _ = output
+    ctx.save_for_backward(*tensors, y, total)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, grad_y: Tensor | None, _: None, grad_sums: Tensor | None) -> Any:
+    saved = ctx.saved_tensors
+    grad_y = torch.zeros_like(saved[-2]) if grad_y is None else grad_y
+    options = (ctx.rule, ctx.eps, ctx.feature_map, ctx.whole)
+    made = _backward(grad_y, grad_sums, *saved, *options)
+    given = (None if of is None else x for x, of in zip(made, saved, strict=False))
+    return *given, *[None] * 7
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+_backward.register_autograd(refuse_second("triton"))
