@@ -97,7 +97,9 @@ def gradients(case: Case, backend: str, whole: bool = True, **options: object) -
     found = case(backend, return_state=whole, **options)
     results = [found[0], found[1].sums] if whole else [found]
     torch.manual_seed(1)
-    seeds = [torch.randn(x.shape, dtype=x.dtype).to(x.device) for x in results]
+    seeds = [
+        torch.randn(x.shape, dtype=torch.float64).to(x) for x in results
+    ]  # same for all dtypes
     grads = torch.autograd.grad(results, case.leaves(), seeds, materialize_grads=True)
     return [x.detach() for x in (*results, *grads)]
 
