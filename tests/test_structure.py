@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "ops": set(),
     "proportion": set(),
     "progress": set(),
-    "results": set(),
+    "results": {"ops"},
     "timing": set(),
     "plots": set(),
     "zoo": OPS,

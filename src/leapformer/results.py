@@ -11,13 +11,19 @@ from typing import Any
 
 import torch
 
+from .ops import choose_backend
+
 _LIBRARIES = ("leapformer", "torch", "transformers", "datasets", "accelerate")
 
 
 def signature(**what: Any) -> dict[str, Any]:
-    """`what` was run (attention, seed, ...), with which versions, from which commit and where."""
+    """`what` was run (attention, seed, ...), with which versions, from which commit and where.
+
+    "backend" is that of `leap_attention`, or what "auto" stands for where `what` names none.
+    """
     cuda = torch.cuda.is_available()
     return {
+        "backend": choose_backend("auto", torch.device("cuda" if cuda else "cpu")),
         **what,
         "versions": {name: version(name) for name in _LIBRARIES},
         "commit": _commit(),

@@ -5,13 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import Trainer
 
 from ...models import LeaPformerConfig, LeaPformerForSequenceClassification
-from ...ops import choose_backend
 from ...results import signature
-from ...zoo import LinearAttention, attention_class
 from ..processes import processes
 from ..recipes import options_of
 from ..runs import check_run, run
@@ -71,7 +68,6 @@ def train(
         return {
             "signature": signature(
                 **wanted,
-                backend=_backend(attention, trainer.args.device),
                 precision=recipe.precision,
                 processes=processes().num_processes,
             ),
@@ -92,9 +88,3 @@ def train(
         lambda model: make_trainer(recipe, model, data, seed, out),
         report,
     )
-
-
-def _backend(attention: str, device: torch.device) -> str:
-    """What computes the attention: a backend of `leap_attention`, or torch itself."""
-    serves = issubclass(attention_class(attention), LinearAttention)
-    return choose_backend("auto", device) if serves else "torch"
