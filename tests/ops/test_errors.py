@@ -4,7 +4,7 @@ import pytest
 import torch
 from cases import BACKENDS
 
-from leapformer import LeapState, Visible, leap_attention
+from leapformer import LeapState, Ramp, Visible, leap_attention
 
 B, H, N, S, D, E = 2, 3, 4, 5, 6, 7
 
@@ -30,6 +30,8 @@ BAD = {
     "one proportion": ({"p_k": None}, ValueError, "both sides or to neither"),
     "proportions' shape": ({"p_q": torch.rand(B, H, N + 1)}, ValueError, "p_q is .*expected"),
     "proportions' dtype": ({"p_k": torch.ones(B, H, S).long()}, TypeError, "p_k is torch.int64"),
+    "a number": ({"p_q": 0.5}, TypeError, "p_q is float: expected a tensor, a LeaP or None"),
+    "a ramp": ({"p_k": Ramp(99)}, TypeError, "p_k is Ramp: expected a tensor, a LeaP or None"),
     "above one": ({"p_q": torch.full((B, H, N), 1.1)}, ValueError, r"p_q leaves \[0, 1\]"),
     "below zero": ({"p_k": torch.full((B, H, S), -0.1)}, ValueError, r"p_k leaves \[0, 1\]"),
     "mask's shape": ({"key_mask": torch.ones(B, N).bool()}, ValueError, r"expected \[B, S\]"),

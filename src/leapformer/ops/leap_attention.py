@@ -136,6 +136,9 @@ def leap_attention(
             f"q is {list(q.shape)} and k is {list(k.shape)}: "
             "expected [B, H, N, D] and [B, H, S, D] with the same B, H and D"
         )
+    for name, p in (("p_q", p_q), ("p_k", p_k)):
+        if not (p is None or isinstance(p, Tensor) or hasattr(p, "weights")):
+            raise TypeError(f"{name} is {type(p).__name__}: expected a tensor, a LeaP or None")
     if (p_q is None) != (p_k is None):
         raise ValueError("give proportions to both sides or to neither: p_q and p_k")
     if cu_seqlens is not None:

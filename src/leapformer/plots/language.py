@@ -1,44 +1,71 @@
 """Language models: losses over steps, and after ever more context."""
 
+from collections.abc import Iterable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from .signs import signs
 
+BASELINE = "softmax"
+
 
 def language_curves(results: list[dict[str, Any]], path: Path) -> None:
-    """Training and validation loss over the tokens read, a line a run; `results` are those of
+    """Training and validation loss over the tokens read, a line a run, and how far validation losses
+    are above the mean of softmax's (of the first mechanism's without it); `results` are those of
     `leapformer lm compare`."""
     names = list(dict.fromkeys(result["signature"]["attention"] for result in results))
     sign = signs(names)
-    figure = Figure(figsize=(11.5, 4.4), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    measured = (("loss", "training loss (nats a token)"), ("eval_loss", "validation loss"))
-    for axes, (key, label) in zip(panels, measured, strict=True):
-        for result in results:
-            name, recipe = result["signature"]["attention"], result["signature"]["recipe"]
-            tokens = recipe["batch_size"] * recipe["sequence_length"]
-            points = [(tokens * e["step"], e[key]) for e in result["curve"] if key in e]
+    base = BASELINE if BASELINE in names else names[0]
+    figure = Figure(figsize=(15, 4.4), layout="constrained")
+    panels = figure.subplots(1, 3)
+    level = _mean_by_tokens(r for r in results if r["signature"]["attention"] == base)
+    for result in results:
+        name = result["signature"]["attention"]
+        validation = _by_tokens(result, "eval_loss")
+        lines = (
+            _by_tokens(result, "loss"),
+            validation,
+            {x: y - level[x] for x, y in validation.items() if x in level},
+        )
+        for axes, points in zip(panels, lines, strict=True):
             shown = name not in axes.get_legend_handles_labels()[1]
             axes.plot(
-                *zip(*points, strict=True),
+                list(points),
+                list(points.values()),
                 label=name if shown else None,
                 linewidth=1,
                 **(sign[name] | {"markersize": 3}),
             )
+    labels = ("training loss (nats a token)", "validation loss", f"validation loss above {base}'s")
+    for axes, label in zip(panels, labels, strict=True):
         axes.set_xlabel("tokens read")
         axes.set_ylabel(label)
         axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g} M")
         axes.grid(alpha=0.25)
-    panels[1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, frameon=False)
+    panels[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, frameon=False)
     recipe = results[0]["signature"]["recipe"]
     figure.suptitle(
         f"language model, preset {recipe['preset']}, {recipe['steps']:,} steps: a line a run",
         fontsize=11,
     )
     figure.savefig(path, dpi=150)
+
+
+def _by_tokens(result: dict[str, Any], key: str) -> dict[int, float]:
+    """A loss of the run's curve, by how many tokens were read."""
+    recipe = result["signature"]["recipe"]
+    tokens = recipe["batch_size"] * recipe["sequence_length"]
+    return {tokens * e["step"]: e[key] for e in result["curve"] if key in e}
+
+
+def _mean_by_tokens(results: Iterable[dict[str, Any]]) -> dict[int, float]:
+    """The validation loss, mean over the runs, where all have one."""
+    curves = [_by_tokens(result, "eval_loss") for result in results]
+    shared = set.intersection(*(set(curve) for curve in curves))
+    return {x: fmean(curve[x] for curve in curves) for x in shared}
 
 
 def language_lengths(results: list[dict[str, Any]], path: Path) -> None:
