@@ -13,9 +13,9 @@ BASELINE = "softmax"
 
 
 def language_curves(results: list[dict[str, Any]], path: Path) -> None:
-    """Training and validation loss over the tokens read, a line a run, and how far validation losses
-    are above the mean of softmax's (of the first mechanism's without it); `results` are those of
-    `leapformer lm compare`."""
+    """Training and validation loss over the tokens read, a line a run, and how far validation
+    losses are above the mean of softmax's (of the first mechanism's without it); `results` are
+    those of `leapformer lm compare`."""
     names = list(dict.fromkeys(result["signature"]["attention"] for result in results))
     sign = signs(names)
     base = BASELINE if BASELINE in names else names[0]
