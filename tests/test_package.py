@@ -52,3 +52,39 @@ print(leapformer.__file__)
 """
     file = Path(run("-I", "-c", code).strip())
     assert file == tmp_path / "leapformer" / "__init__.py"
+
+
+def test_it_serves_without_compiler_triton_and_gpu_and_says_so_where_one_is_named(wheel, tmp_path):
+    options = ["--quiet", "--no-deps", "--no-index", "--target", str(tmp_path)]
+    run("-m", "pip", "install", *options, str(wheel))
+    code = """
+import sys
+sys.modules["triton"] = None  # as if it were not installed
+import torch
+from leapformer import LeaP, leap_attention
+from leapformer.ops import choose_backend
+inputs = [x.requires_grad_() for x in torch.randn(3, 1, 2, 70, 8)]
+leaps = LeaP(8), LeaP(8)
+
+def results(backend):
+    y = leap_attention(*inputs, *leaps, visible="causal", backend=backend)
+    return [y, *torch.autograd.grad(y.square().sum(), inputs)]
+
+assert choose_backend("auto", torch.device("cpu")) == "chunked"
+for ours, right in zip(results("auto"), results("reference"), strict=True):
+    torch.testing.assert_close(ours, right, rtol=1e-4, atol=1e-4)
+for backend in ("native", "triton"):
+    try:
+        results(backend)
+    except (RuntimeError, ValueError) as error:
+        print(error)
+"""
+    bare = {"PYTHONPATH": str(tmp_path), "PATH": "", "HOME": str(tmp_path)}
+    bare |= {"XDG_CACHE_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=bare)
+    assert done.returncode == 0, done.stderr
+    native, triton = done.stdout.splitlines()
+    assert "needs a C++ compiler, and c++ is not found" in native
+    assert "needs Triton, which is not installed" in triton
+    assert all('backend="chunked"' in line for line in (native, triton))

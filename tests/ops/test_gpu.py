@@ -172,7 +172,7 @@ def test_a_step_of_decoding_is_a_step_of_the_state(dtype, width):
     with torch.no_grad():
         p_q, p_k = leap_q(q.float()), leap_k(k.float())
         weights = ([*leap_q.parameters()], [*leap_k.parameters()])
-        expected, after = state.step_unchecked(q, k, v, p_q, p_k, 1e-6, "relu")
+        expected, after = state.step_unchecked(q, k, v, p_q, p_k, None, 1e-6, "relu")
         y, sums = step(q, k, v, None, None, state.sums, 1e-6, "relu", *weights)
     torch.testing.assert_close(y, expected)
     torch.testing.assert_close(sums, after.sums, rtol=1e-4, atol=1e-4)
