@@ -391,7 +391,7 @@ def test_another_recipe_in_the_same_folder_is_refused(copied):
         ("--letters 1", "length 10, 1 letters: too few prompts"),
         ("--position-embedding rotary", "rotary positions turn dot products"),
         (
-            "--task phonebook --name-length 1",
+            "--task phonebook --name-length 1 --max-length 60",
             "60 entries want as many names, and 26 letters in 1 places make 26: .*--name-length",
         ),
         ("--task phonebook --name-length 20", "choose another --name-length"),
