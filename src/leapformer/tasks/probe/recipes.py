@@ -85,8 +85,8 @@ RECIPES: dict[str, dict[str, Callable[[], ProbeRecipe]]] = {
         )
     },
 }
-"""Books begin with one entry. With 10 or more, leap stayed at chance for 1,500 steps, softmax for the
-500 that were tried."""
+"""Books begin with one entry. With 10 or more, leap stayed at chance for 1,500 steps and softmax
+for 500."""
 
 
 def recipe(task: str, preset: str) -> ProbeRecipe:
