@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from leapformer import leap_attention
 from leapformer.bench import profile
-from leapformer.bench.profile import run, table, tipping_points
+from leapformer.bench.profile import run
+from leapformer.bench.tipping import table, tipping_points
 from leapformer.zoo import ATTENTIONS, linear
 
 LENGTHS = [64, 128, 256, 512, 1024]

@@ -6,7 +6,6 @@ as a share of the limits: what torch.mm and a copy reach in the same rounds (`ca
 
 import functools
 import math
-import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +30,7 @@ from .cases import (
     inputs,
     limits,
     operations,
+    share,
     step_bytes,
     yardsticks,
 )
@@ -172,10 +172,10 @@ class Bench:
                 record["peak_bytes"] = peak_bytes(runs[name])
             if name in self.backends:
                 needed = operations(case, length)[way]
-                record["of_matmul"] = _share(needed, taken[name], reached["matmul"])
+                record["of_matmul"] = share(needed, taken[name], reached["matmul"])
             if name in self.backends and way == "forward":
                 needed = forward_bytes(case, length, self.dtype)
-                record["of_bandwidth"] = _share(needed, taken[name], reached["copy"])
+                record["of_bandwidth"] = share(needed, taken[name], reached["copy"])
             self.records.append(record)
 
     def _expected(self, case: str, length: int, way: str, name: str) -> float:
@@ -228,7 +228,7 @@ class Bench:
             record["peak_bytes"] = peak_bytes(runs[name])
             if name in self.backends:
                 needed = step_bytes(case, self.dtype)
-                record["of_bandwidth"] = _share(needed, taken[name], copied)
+                record["of_bandwidth"] = share(needed, taken[name], copied)
             self.steps.append(record)
 
 
@@ -244,10 +244,3 @@ def _timed(name: str, taken: dict[str, list[float]]) -> dict[str, Any]:
         sdpa, mine = (x * (each // len(x)) for x in (taken["sdpa"], taken[name]))
         record["times_sdpa"] = spread([s / t for s, t in zip(sdpa, mine, strict=True)])
     return record
-
-
-def _share(needed: int, taken: list[float], rates: list[float]) -> dict[str, Any]:
-    """The rate of so much work as a share of what was reached in the same rounds, and that."""
-    rates = rates[: len(taken)]
-    shares = [needed / t / rate for t, rate in zip(taken, rates, strict=True)]
-    return {**spread(shares), "limit": statistics.median(rates)}

@@ -1,10 +1,14 @@
 """What `leapformer bench attention` measures at, and what the work costs at least."""
 
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..timing import spread
 
 TILE = 64
 MATRIX = {"cpu": 1024, "cuda": 8192}
@@ -97,3 +101,10 @@ def limits(taken: dict[str, list[float]], device: torch.device) -> dict[str, lis
         "matmul": [2 * MATRIX[device.type] ** 3 / t for t in taken["matmul"]],
         "copy": [2 * COPIED / t for t in taken["copy"]],
     }
+
+
+def share(needed: int, taken: list[float], rates: list[float]) -> dict[str, Any]:
+    """The rate of so much work as a share of what was reached in the same rounds, and that."""
+    rates = rates[: len(taken)]
+    shares = [needed / t / rate for t, rate in zip(taken, rates, strict=True)]
+    return {**spread(shares), "limit": statistics.median(rates)}
