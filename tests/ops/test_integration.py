@@ -2,12 +2,10 @@
 
 import pytest
 import torch
-from cases import BACKENDS, FAST, native
+from cases import BACKENDS, FAST
 from torch.utils.checkpoint import checkpoint
 
 from leapformer import LeapState, Visible, leap_attention
-from leapformer.ops import native as fused
-from leapformer.ops.chunked import _backward, _forward
 
 NAMES = ("all", "causal", Visible.chunks(16, 3), Visible.wait_k(2, 3))
 
@@ -90,38 +88,6 @@ def test_values_are_checked_also_when_compiled():
         compiled(q, k, v, p_q + 1, p_k)
     with pytest.raises(RuntimeError, match="visible decreases"):
         compiled(q, k, v, p_q, p_k, visible=torch.arange(100).flip(0))
-
-
-def test_operators_keep_their_contract_with_torch():
-    q, k, v, *_ = inputs(70)
-    rotations = torch.rand(2, 2, 3, 70, 2).requires_grad_()
-    sums = torch.rand(2, 3, 16, 9, requires_grad=True)
-    counts = Visible.causal().counts(70, 70)
-    arguments = (q, k, v, rotations[0], rotations[1], sums, counts, None, 1e-6, "relu", True)
-    torch.library.opcheck(_forward, arguments)
-    y, total, after = (x.detach() for x in _forward(*arguments))
-    tensors = [x.detach() for x in arguments[:7]]
-    torch.library.opcheck(
-        _backward, (torch.ones_like(y), after, *tensors, None, y, total, 1e-6, "relu", True)
-    )
-
-
-@native
-@pytest.mark.parametrize("whole", [False, True])
-@pytest.mark.parametrize("masked", [False, True])
-def test_native_operators_keep_their_contract_with_torch(whole, masked):
-    q, k, v, p_q, p_k = inputs(70)
-    sums = torch.rand(2, 3, 16, 9, requires_grad=True)
-    counts = Visible.causal().counts(70, 70)
-    mask = torch.rand(2, 70) > 0.3 if masked else None
-    arguments = (q, k, v, p_q, p_k, sums, counts, mask, None, 1e-6, "relu", whole)
-    torch.library.opcheck(fused._forward, arguments)
-    y, total, after = (x.detach() for x in fused._forward(*arguments))
-    tensors = [None if x is None else x.detach() for x in arguments[:8]]
-    grads = (torch.ones_like(y), after if whole else None)
-    torch.library.opcheck(
-        fused._backward, (*grads, *tensors, None, y, total, 1e-6, "relu", whole, whole)
-    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -12,6 +12,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from leapformer import LeaP, Visible
+from leapformer.ops.operator import Inputs
 from leapformer.ops.triton_launch import attention
 from leapformer.ops.triton_step import step
 
@@ -52,7 +53,7 @@ def compile_only(kernel, *args, grid, warmup, **named):
 
 
 def both_passes(
-    dtype, width, values, visible, proportions=True, mask=False, bounds=None, elu=False
+    dtype, width, values, visible, proportions=True, masked=False, bounds=None, elu=False
 ):
     batch, length = (1 if bounds else 2), 70
     q, k = (torch.zeros(batch, 2, length, width, dtype=dtype) for _ in range(2))
@@ -60,19 +61,18 @@ def both_passes(
     for x in (q, k, v):
         x.requires_grad_()
     p = torch.zeros(batch, 2, length) if proportions else None
+    mask = torch.ones(batch, length, dtype=torch.bool) if masked else None
+    sums = torch.zeros(batch, 2, (2 if proportions else 1) * width, values + 1)
+    rule = visible.numbers() if isinstance(visible, Visible) else []
+    counts = torch.empty(0, dtype=torch.int64) if rule else visible
+    bounds = torch.tensor(bounds) if bounds else None
     y, _ = attention(
-        q,
-        k,
-        v,
-        p,
-        p,
-        visible,
-        torch.ones(batch, length, dtype=torch.bool) if mask else None,
-        torch.zeros(batch, 2, (2 if proportions else 1) * width, values + 1),
-        1e-6,
-        "elu" if elu else "relu",
-        bounds is None,
-        torch.tensor(bounds) if bounds else None,
+        Inputs(
+            *(q, k, v, p, p, sums, counts, mask, bounds, rule),
+            eps=1e-6,
+            feature_map="elu" if elu else "relu",
+            whole=bounds is None,
+        )
     )
     y.sum().backward()
 
@@ -80,7 +80,7 @@ def both_passes(
 if __name__ == "__main__":
     triton.JITFunction.run = compile_only
     both_passes(torch.bfloat16, 16, 32, Visible.causal())
-    both_passes(torch.float32, 32, 16, torch.arange(70).expand(2, -1), mask=True, elu=True)
+    both_passes(torch.float32, 32, 16, torch.arange(70).expand(2, -1), masked=True, elu=True)
     both_passes(torch.float16, 20, 33, Visible.all(), proportions=False, bounds=[0, 30, 70])
     q, k, v = torch.zeros(3, 1, 2, 1, 32)
     mask = torch.ones(1, 1, dtype=torch.bool)

@@ -15,15 +15,12 @@ which a document begins, only the queries of the one before read the state, and 
 the last one go on.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.forward_ad import unpack_dual
 
 from .features import (
-    full_precision,
     normalise,
     real_keys,
     rotation,
@@ -31,58 +28,35 @@ from .features import (
     widen_backward,
     with_ones,
 )
+from .operator import Inputs, Six, Three, empty_output, operator
 from .visibility import documents, seen_by_any
 
 TILE = 128
-_MISSING = (
-    "leap_attention has no {} derivative in its {} backend; "
-    'use backend="reference" where one is needed'
-)
 
 
-def chunked(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    p_q: Tensor | None,
-    p_k: Tensor | None,
-    counts: Tensor,
-    key_mask: Tensor | None,
-    sums: Tensor,
-    eps: float,
-    feature_map: str,
-    whole: bool,
-    cu_seqlens: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Output [B, H, N, E] and the sums over the state and the keys (all keys only if `whole`).
-
-    `counts` are the n_i, int64 [N] or [B, N]; `sums` [B, H, F, E + 1] is the state before;
-    `cu_seqlens` are the bounds of packed documents.
-    """
-    refuse_tangents("chunked", q, k, v, p_q, p_k, sums)
-    if cu_seqlens is not None and counts.dim() == 2:
-        counts = counts[0]  # packed documents are one row
+def chunked(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """Output [B, H, N, E] and the sums over the state and the keys (all keys only if `whole`)."""
+    q, counts, key_mask = inputs.q, inputs.counts, inputs.key_mask
     if counts.dim() == 2:
         counts = counts.to(q.device)
-        key_mask = key_mask if whole else seen_by_any(counts, key_mask, *k.shape[:3:2])
-    rot_q = rotation(p_q, q)
-    k, v, rot_k = real_keys(k, v, p_k, key_mask)
+        if not inputs.whole:
+            key_mask = seen_by_any(counts, key_mask, *inputs.k.shape[:3:2])
+    rot_q = rotation(inputs.p_q, q)
+    k, v, rot_k = real_keys(inputs.k, inputs.v, inputs.p_k, key_mask)
     if counts.dim() == 1:
-        y, _, sums = _forward(
-            q, k, v, rot_q, rot_k, sums, counts, cu_seqlens, eps, feature_map, whole
-        )
-        return y, sums
+        return _operator(inputs._replace(k=k, v=v, p_q=rot_q, p_k=rot_k, key_mask=None))
 
     # A visibility of its own for each row: build the merged sequences and attend causally.
     queries, keys = q.shape[2], k.shape[2]
     one_to_keys = torch.arange(keys, device=q.device).expand(len(counts), -1)
     q_place = counts + torch.arange(queries, device=q.device)
     k_place = one_to_keys + torch.searchsorted(counts, one_to_keys.contiguous(), right=True)
-    merged = (_place(x, q_place, queries + keys) for x in (q, rot_q))
-    q, rot_q = merged
+    q, rot_q = (_place(x, q_place, queries + keys) for x in (q, rot_q))
     k, v, rot_k = (_place(x, k_place, queries + keys) for x in (k, v, rot_k))
     causal = torch.arange(1, queries + keys + 1)
-    y, _, sums = _forward(q, k, v, rot_q, rot_k, sums, causal, None, eps, feature_map, whole)
+    y, sums = _operator(
+        inputs._replace(q=q, k=k, v=v, p_q=rot_q, p_k=rot_k, counts=causal, key_mask=None)
+    )
     return y.gather(2, _index(q_place, y)), sums
 
 
@@ -147,14 +121,12 @@ def tiles(
     return made
 
 
-def _plan(
-    q: Tensor, k: Tensor, counts: Tensor, whole: bool, cu_seqlens: Tensor | None
-) -> list[Tile]:
+def _plan(inputs: Inputs) -> list[Tile]:
     """The tiles of a call; keys that no query sees are left out, unless the state is wanted."""
-    keys = k.shape[2]
-    if not whole and cu_seqlens is None:
+    counts, keys = inputs.counts, inputs.k.shape[2]
+    if not inputs.whole and inputs.cu_seqlens is None:
         keys = int(counts[-1]) if len(counts) else 0
-    return tiles(counts, keys, q.device, cu_seqlens)
+    return tiles(counts, keys, inputs.q.device, inputs.cu_seqlens)
 
 
 def _read(rows: Tensor, state: Tensor, apart: Tensor | None) -> Tensor:
@@ -171,32 +143,18 @@ def _carry(state: Tensor, rows: Tensor, columns: Tensor, apart: Tensor | None) -
     state.baddbmm_(rows.mT, columns)
 
 
-@torch.library.custom_op("leapformer::chunked_forward", mutates_args=())
-@full_precision
-def _forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    rot_q: Tensor,
-    rot_k: Tensor,
-    sums: Tensor,
-    counts: Tensor,
-    cu_seqlens: Tensor | None,
-    eps: float,
-    feature_map: str,
-    whole: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(inputs: Inputs) -> Three:
     """Output [B, H, N, E], sums of the weights [B, H, N, 1] and the state after the keys.
 
-    q [B, H, N, D], k [B, H, S, D], v [B, H, S, E], rotations [B, H, N or S, R], counts [N], and the
-    state before, `sums` [B, H, R * D, E + 1]. An operator of its own, so that torch.compile takes
-    the loop as one node.
+    In place of proportions there are rotations here, [B, H, N or S, R], those of padding zero.
     """
+    q, k, v, rot_q, rot_k, sums, *_, eps, feature_map, _ = inputs
+    assert rot_q is not None
+    assert rot_k is not None
     batch, heads = q.shape[:2]
-    y = empty_output(q, v)
-    total = sums.new_empty(*q.shape[:3], 1)
+    y, total, _ = _outputs(inputs)
     state = sums.flatten(0, 1).clone()
-    for i, j, hidden, turn in _plan(q, k, counts, whole, cu_seqlens):
+    for i, j, hidden, turn in _plan(inputs):
         wide_k = widen(k[:, :, j], rot_k[:, :, j], feature_map).flatten(0, 1)
         values = with_ones(v[:, :, j], sums.dtype).flatten(0, 1)
         if hidden is None:
@@ -213,28 +171,20 @@ def _forward(
     return y, total, state.view_as(sums)
 
 
-@torch.library.custom_op("leapformer::chunked_backward", mutates_args=())
-@full_precision
 def _backward(
+    inputs: Inputs,
     grad_y: Tensor,
     grad_sums: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    rot_q: Tensor,
-    rot_k: Tensor,
-    sums: Tensor,
-    counts: Tensor,
-    cu_seqlens: Tensor | None,
     y: Tensor,
     total: Tensor,
-    eps: float,
-    feature_map: str,
-    whole: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    of_state: bool,
+) -> Six:
     """Gradients of q, k, v, rot_q, rot_k and `sums`, from those of y and of the state after."""
+    q, k, v, rot_q, rot_k, sums, *_, eps, feature_map, _ = inputs
+    assert rot_q is not None
+    assert rot_k is not None
     batch, heads = q.shape[:2]
-    plan = _plan(q, k, counts, whole, cu_seqlens)
+    plan = _plan(inputs)
     dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
     d_rot_q, d_rot_k = torch.empty_like(rot_q), torch.zeros_like(rot_k)
 
@@ -282,56 +232,22 @@ def _backward(
         dk[:, :, j], d_rot_k[:, :, j] = widen_backward(
             wide.unflatten(0, (batch, heads)), k[:, :, j], rot_k[:, :, j], feature_map
         )
-    return dq, dk, dv, d_rot_q, d_rot_k, state.view_as(sums)
+    d_sums = state.view_as(sums) if of_state else sums.new_empty(0)
+    return dq, dk, dv, d_rot_q, d_rot_k, d_sums
 
 
-def empty_output(q: Tensor, v: Tensor) -> Tensor:
-    """[B, H, N, E] laid out as [B, N, H, E]: merging the heads then copies nothing."""
-    batch, heads, queries, _ = q.shape
-    return q.new_empty(batch, queries, heads, v.shape[-1]).transpose(1, 2)
-
-
-@_forward.register_fake
-def _(q, k, v, rot_q, rot_k, sums, *rest):  # type: ignore[no-untyped-def]
+def _outputs(inputs: Inputs) -> Three:
+    q, v, sums = inputs.q, inputs.v, inputs.sums
     return empty_output(q, v), sums.new_empty(*q.shape[:3], 1), torch.empty_like(sums)
 
 
-@_backward.register_fake
-def _(grad_y, grad_sums, q, k, v, rot_q, rot_k, sums, *rest):  # type: ignore[no-untyped-def]
-    return tuple(torch.empty_like(x) for x in (q, k, v, rot_q, rot_k, sums))
+def _gradients(inputs: Inputs, of_state: bool) -> Six:
+    q, k, v, rot_q, rot_k, sums, *_ = inputs
+    assert rot_q is not None
+    assert rot_k is not None
+    like = torch.empty_like
+    d_sums = like(sums) if of_state else sums.new_empty(0)
+    return like(q), like(k), like(v), like(rot_q), like(rot_k), d_sums
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.eps, ctx.feature_map, ctx.whole = inputs
-    y, total, _ = output
-    ctx.save_for_backward(*tensors, y, total)
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(ctx: Any, grad_y: Tensor | None, _: None, grad_sums: Tensor | None) -> Any:
-    saved = ctx.saved_tensors
-    grad_y = torch.zeros_like(saved[-2]) if grad_y is None else grad_y
-    options = (ctx.eps, ctx.feature_map, ctx.whole)
-    return *_backward(grad_y, grad_sums, *saved, *options), None, None, None, None, None
-
-
-def refuse_second(backend: str) -> Callable[..., None]:
-    """What stands for the backward of a backward operator."""
-
-    def refuse(ctx: Any, *grads: Any) -> None:
-        raise RuntimeError(_MISSING.format("second", backend))
-
-    return refuse
-
-
-def refuse_tangents(backend: str, *tensors: Tensor | None) -> None:
-    """An operator of torch.library drops tangents of forward-mode differentiation; say so."""
-    if torch.compiler.is_compiling():
-        return
-    for x in tensors:
-        if x is not None and unpack_dual(x).tangent is not None:
-            raise RuntimeError(_MISSING.format("forward-mode", backend))
-
-
-_forward.register_autograd(_differentiate, setup_context=_save)
-_backward.register_autograd(refuse_second("chunked"))
+_operator = operator("chunked", _forward, _backward, _outputs, _gradients)

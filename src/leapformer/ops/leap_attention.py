@@ -17,13 +17,14 @@ from .checks import (
 from .chunked import chunked
 from .features import FEATURE_MAPS, autocast
 from .native import built, native
+from .operator import Inputs
 from .reference import reference
 from .state import LeapState
 from .step import Learned, proportions, step
 from .triton_backend import refuses, triton
 from .visibility import Visible, as_rule, visible_counts
 
-Backend = Callable[..., tuple[Tensor, Tensor]]
+Backend = Callable[[Inputs], tuple[Tensor, Tensor]]
 BACKENDS: dict[str, Backend] = {
     "reference": reference,
     "chunked": chunked,
@@ -170,10 +171,18 @@ def leap_attention(
     p_q = proportions("p_q", p_q, q)
     p_k = proportions("p_k", p_k, k, key_mask)
     # Triton's kernels count by the rule themselves: no numbers to make and to copy to the GPU
-    by_rule = rule is not None and backend == "triton"
-    counts = rule if by_rule else visible_counts(visible, batch, queries, keys, cu_seqlens)
+    numbers = rule.numbers() if rule is not None and backend == "triton" else []
+    if numbers:
+        counts = torch.empty(0, dtype=torch.int64)
+    else:
+        counts = visible_counts(visible, batch, queries, keys, cu_seqlens)
     y, sums = BACKENDS[backend](
-        q, k, v, p_q, p_k, counts, key_mask, state.sums, eps, feature_map, return_state, cu_seqlens
+        Inputs(
+            *(q, k, v, p_q, p_k, state.sums, counts, key_mask, cu_seqlens, numbers),
+            eps=float(eps),
+            feature_map=feature_map,
+            whole=return_state,
+        )
     )
     return (y, LeapState(sums)) if return_state else y
 

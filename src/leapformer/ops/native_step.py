@@ -10,8 +10,8 @@ import struct
 import torch
 from torch import Tensor
 
-from .chunked import empty_output
 from .native import DTYPES, FEATURES, dense, kernel, poisoned
+from .operator import empty_output
 
 _RECORD = struct.Struct("8q d 24q 10q 3q")
 """`Step` of native.cpp: sizes and options, eps, six views, two `Leap`s, three pointers."""

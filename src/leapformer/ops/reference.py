@@ -10,28 +10,16 @@ import torch
 from torch import Tensor
 
 from .features import FEATURE_MAPS
+from .operator import Inputs
 from .visibility import seen_by_any, seen_pairs
 
 
-def reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    p_q: Tensor | None,
-    p_k: Tensor | None,
-    counts: Tensor,
-    key_mask: Tensor | None,
-    sums: Tensor,
-    eps: float,
-    feature_map: str,
-    whole: bool,
-    cu_seqlens: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def reference(inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Output [B, H, N, E] and the sums over the state and the keys (all keys only if `whole`).
 
-    `counts` are the n_i [N] or [B, N]; `sums` [B, H, F, E + 1] is the state before; `cu_seqlens`
-    are the bounds of packed documents. Differentiable by autograd, as often as one likes.
+    Differentiable by autograd, as often as one likes.
     """
+    q, k, v, p_q, p_k, sums, counts, key_mask, cu_seqlens, _, eps, feature_map, whole = inputs
     dtype, counts = q.dtype, counts.to(q.device)
     if not whole:
         key_mask = seen_by_any(counts, key_mask, *k.shape[:3:2])

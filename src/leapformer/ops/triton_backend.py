@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .operator import Inputs
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 WIDEST = 128
 CAPABILITY = (8, 0)
@@ -18,12 +20,11 @@ LITTLE, ENOUGH = 64, 160 * 1024
 """Heads wider than `LITTLE` need so many bytes of shared memory (A100 and H100 have them)."""
 
 
-def triton(*args: Any) -> tuple[Tensor, Tensor]:
-    """As `chunked`, for inputs that `refuses` has nothing against; `counts` may also be the
-    `Visible` rule itself. The second result holds the sums only if `whole`."""
+def triton(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """As `chunked`, for inputs that `refuses` has nothing against."""
     from .triton_launch import attention
 
-    return attention(*args)
+    return attention(inputs)
 
 
 def triton_step(*args: Any) -> tuple[Tensor, Tensor]:

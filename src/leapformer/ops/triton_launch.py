@@ -8,37 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import triton_kernels as kernels
-from .chunked import empty_output, refuse_second, refuse_tangents
-from .features import full_precision
-from .visibility import Visible
-
-
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    p_q: Tensor | None,
-    p_k: Tensor | None,
-    counts: Tensor | Visible,
-    key_mask: Tensor | None,
-    sums: Tensor,
-    eps: float,
-    feature_map: str,
-    whole: bool,
-    cu_seqlens: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """See `triton_backend.triton`."""
-    refuse_tangents("triton", q, k, v, p_q, p_k, sums)
-    rule: list[int] = []
-    table: Tensor | None = None
-    if isinstance(counts, Visible):
-        rule = [counts.size, counts.start, counts.step, counts.lookahead]
-    else:
-        table = counts[0] if cu_seqlens is not None and counts.dim() == 2 else counts
-    y, _, after = _forward(
-        q, k, v, p_q, p_k, sums, table, key_mask, cu_seqlens, rule, eps, feature_map, whole
-    )
-    return y, after
+from .operator import Inputs, Six, Three, empty_output, operator
 
 
 def tuning(dtype: torch.dtype, width: int) -> dict[str, int]:
@@ -92,22 +62,9 @@ def _plan(queries: int, keys: int, chunk: int, bounds: Tensor | None, like: Tens
 class _Call:
     """What all kernels of a call share. A tensor that is not there is stood for by `q`."""
 
-    def __init__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        p_q: Tensor | None,
-        p_k: Tensor | None,
-        sums: Tensor,
-        counts: Tensor | None,
-        key_mask: Tensor | None,
-        cu_seqlens: Tensor | None,
-        rule: list[int],
-        eps: float,
-        feature_map: str,
-        whole: bool,
-    ) -> None:
+    def __init__(self, inputs: Inputs) -> None:
+        q, k, v, p_q, p_k, sums, counts, key_mask, cu_seqlens, rule, *options = inputs
+        eps, feature_map, self.whole = options
         self.q, self.k, self.v = rowwise(q), rowwise(k), rowwise(v)
         self.batch, self.heads, self.queries, width = q.shape
         self.keys, values = v.shape[2:]
@@ -116,14 +73,11 @@ class _Call:
         self.sums = sums.contiguous()
         self.mask = q if key_mask is None else key_mask.contiguous().view(torch.uint8)
         self.docs = cu_seqlens is not None
-        self.whole = whole
         tuned = tuning(q.dtype, max(width, values))
         self.plan = _plan(self.queries, self.keys, tuned["CHUNK"], cu_seqlens, q)
         self.table = q if self.plan.tiles is None else self.plan.tiles
-        self.counts = q
-        if not self.queries:
-            counts = None  # of which there is not even one to read
-        if counts is not None:
+        self.counts, by_rule = q, bool(rule) or not self.queries
+        if not by_rule:
             self.counts = counts.to(q.device, torch.int32, non_blocking=True).contiguous()
         size, start, step, lookahead = rule or [1, 0, 0, 0]
         most = self.keys
@@ -141,8 +95,8 @@ class _Call:
             "BLOCK_E": block(values),
             "P": p_q is not None,
             "MASK": key_mask is not None,
-            "ROWS": counts is not None and counts.dim() == 2,
-            "RULE": counts is None,
+            "ROWS": not by_rule and counts.dim() == 2,
+            "RULE": by_rule,
             "DOCS": self.docs,
             "ELU": feature_map == "elu",
             "PRECISION": precision(q.dtype),
@@ -257,33 +211,10 @@ def strides(axes: str, **tensors: Tensor) -> dict[str, int]:
     }
 
 
-@torch.library.custom_op("leapformer::triton_forward", mutates_args=())
-@full_precision
-def _forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    p_q: Tensor | None,
-    p_k: Tensor | None,
-    sums: Tensor,
-    counts: Tensor | None,
-    key_mask: Tensor | None,
-    cu_seqlens: Tensor | None,
-    rule: list[int],
-    eps: float,
-    feature_map: str,
-    whole: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Output [B, H, N, E], sums of the weights [B, H, N] and, if `whole`, the state after the keys.
-
-    q [B, H, N, D], k [B, H, S, D], v [B, H, S, E], proportions [B, H, N or S], the state before
-    [B, H, F, E + 1]; the visibility as counts [N] or [B, N], or as the four numbers of its rule.
-    """
-    call = _Call(
-        q, k, v, p_q, p_k, sums, counts, key_mask, cu_seqlens, rule, eps, feature_map, whole
-    )
-    y = empty_output(q, v)
-    total = sums.new_empty(q.shape[:3])
+def _forward(inputs: Inputs) -> Three:
+    """Output [B, H, N, E], sums of the weights [B, H, N] and the state after the keys."""
+    call, q = _Call(inputs), inputs.q
+    y, total, _ = _outputs(inputs)
     with torch.cuda.device_of(q):
         states, after = call.key_states()
         if total.numel():
@@ -293,35 +224,20 @@ def _forward(
     return y, total, after
 
 
-@torch.library.custom_op("leapformer::triton_backward", mutates_args=())
-@full_precision
 def _backward(
+    inputs: Inputs,
     grad_y: Tensor,
     grad_sums: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    p_q: Tensor | None,
-    p_k: Tensor | None,
-    sums: Tensor,
-    counts: Tensor | None,
-    key_mask: Tensor | None,
-    cu_seqlens: Tensor | None,
     y: Tensor,
     total: Tensor,
-    rule: list[int],
-    eps: float,
-    feature_map: str,
-    whole: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, p_q, p_k ([0] where there are none) and of `sums`."""
-    call = _Call(
-        q, k, v, p_q, p_k, sums, counts, key_mask, cu_seqlens, rule, eps, feature_map, whole
-    )
+    of_state: bool,
+) -> Six:
+    """Gradients of q, k, v, p_q, p_k ([0] where there are none) and, if `of_state`, of `sums`."""
+    call = _Call(inputs)
     grad, y, total = rowwise(grad_y), rowwise(y), total.contiguous()
     along = torch.empty_like(total)
-    dq, dk, dv, d_pq, d_pk, _ = made = _gradients(q, k, v, p_q, p_k, sums)
-    with torch.cuda.device_of(q):
+    dq, dk, dv, d_pq, d_pk, none = made = _gradients(inputs, False)
+    with torch.cuda.device_of(inputs.q):
         states, _ = call.key_states()
         if total.numel():
             kernels._backward_queries[(call.rows * call.plan.q_tiles,)](
@@ -356,46 +272,23 @@ def _backward(
                 dk=dk,
                 dv=dv,
                 dp=d_pk,
-                WHOLE=whole,
+                WHOLE=call.whole,
                 **strides("bhn", g=grad),
                 **call.over(queries=False),
             )
-    return *made[:5], d_sums
+    return *made[:5], d_sums if of_state else none
 
 
-def _gradients(
-    q: Tensor, k: Tensor, v: Tensor, p_q: Tensor | None, p_k: Tensor | None, sums: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _outputs(inputs: Inputs) -> Three:
+    q, sums = inputs.q, inputs.sums
+    return empty_output(q, inputs.v), sums.new_empty(q.shape[:3]), sums.new_empty(sums.shape)
+
+
+def _gradients(inputs: Inputs, of_state: bool) -> Six:
+    q, k, v, p_q, p_k, sums, *_ = inputs
     of_p = (sums.new_empty(0) if p is None else p.new_empty(p.shape) for p in (p_q, p_k))
     dq, dk, dv = empty_output(q, q), empty_output(k, k), empty_output(k, v)
-    return dq, dk, dv, next(of_p), next(of_p), sums.new_empty(sums.shape)
+    return dq, dk, dv, next(of_p), next(of_p), sums.new_empty(sums.shape if of_state else 0)
 
 
-@_forward.register_fake
-def _(q, k, v, p_q, p_k, sums, *rest):  # type: ignore[no-untyped-def]
-    return empty_output(q, v), sums.new_empty(q.shape[:3]), sums.new_empty(sums.shape)
-
-
-@_backward.register_fake
-def _(grad_y, grad_sums, *rest):  # type: ignore[no-untyped-def]
-    return _gradients(*rest[:6])
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.rule, ctx.eps, ctx.feature_map, ctx.whole = inputs
-    y, total, _ = output
-    ctx.save_for_backward(*tensors, y, total)
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(ctx: Any, grad_y: Tensor | None, _: None, grad_sums: Tensor | None) -> Any:
-    saved = ctx.saved_tensors
-    grad_y = torch.zeros_like(saved[-2]) if grad_y is None else grad_y
-    options = (ctx.rule, ctx.eps, ctx.feature_map, ctx.whole)
-    made = _backward(grad_y, grad_sums, *saved, *options)
-    given = (None if of is None else x for x, of in zip(made, saved, strict=False))
-    return *given, *[None] * 7
-
-
-_forward.register_autograd(_differentiate, setup_context=_save)
-_backward.register_autograd(refuse_second("triton"))
+attention = operator("triton", _forward, _backward, _outputs, _gradients)

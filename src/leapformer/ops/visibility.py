@@ -27,11 +27,15 @@ class Visible:
     lookahead: int = 0
 
     def __post_init__(self) -> None:
-        numbers = (self.size, self.start, self.step, self.lookahead)
+        numbers = self.numbers()
         if not all(isinstance(number, int) for number in numbers):
             raise TypeError(f"{self}: visibility counts keys, give whole numbers")
         if self.size < 1 or min(numbers) < 0:
             raise ValueError(f"{self}: size must be at least 1, the rest at least 0")
+
+    def numbers(self) -> list[int]:
+        """What stands in the rule: size, start, step and lookahead."""
+        return [self.size, self.start, self.step, self.lookahead]
 
     @staticmethod
     def all() -> "Visible":
@@ -100,7 +104,7 @@ def visible_counts(
     """The n_i of every query, int64 [N], or [B, N] where each row has its own; checked.
 
     With `cu_seqlens` (see `leap_attention`) `visible` counts keys of the query's own document, and
-    the n_i all keys up to there.
+    the n_i all keys up to there, [N].
 
     Raises ValueError for a tensor that decreases, is negative or exceeds the number of keys, and
     TypeError for one that is not of integers.
@@ -125,7 +129,7 @@ def visible_counts(
         )
     counts = visible.long()
     if cu_seqlens is not None:
-        counts = counts.cpu()
+        counts = counts.flatten().cpu()  # packed documents are one row
     outside = (counts < 0) | (counts > limit.to(counts.device))
     forbid(outside.any(), f"visible must lie in 0..S = {keys}: it counts leading keys")
     counts = counts + first
