@@ -1,8 +1,7 @@
 """What every backend is given, and how its two passes become one differentiable operator of torch.
 
 An operator is one node to torch.compile, whatever loops and kernels stand behind it, and autograd
-calls its backward pass, which is an operator too. Defined by its schema it costs half of what
-`torch.library.custom_op` does on each call.
+calls its backward pass, which is an operator too.
 """
 
 from collections.abc import Callable
