@@ -13,8 +13,10 @@ TRAINING = "forward+backward"
 
 @dataclass(frozen=True)
 class Goal:
-    """A bound on what a run measures; `of` gives None where the run did not measure it."""
+    """A bound on what a run on a device ("cpu", "gpu", "any") measures; `of` gives None where the
+    run did not measure it."""
 
+    device: str
     name: str
     bound: float
     of: Callable[[Result], float | None]
@@ -80,51 +82,61 @@ def _half_error(result: Result) -> float | None:
     return max(found["bfloat16"], found["float16"])
 
 
-HALF = Goal(
-    "error in half precision, times plain torch's in the same dtype", 2.0, _half_error, least=False
-)
-ON_CPU = [
-    Goal("causal training at 4,096: times SDPA", 10, _times_sdpa(DECODER, lambda n: n == 4096)),
-    Goal("causal training at 16,384: times SDPA", 25, _times_sdpa(DECODER, lambda n: n == 16384)),
-    Goal("causal training from 128: times SDPA", 1, _times_sdpa(DECODER, lambda n: n >= 128)),
-    Goal("causal training at 4,096: share of torch.mm's rate", 0.75, _of_matmul),
+GOALS = [
+    Goal("cpu", "training at 4,096: times SDPA", 10, _times_sdpa(DECODER, lambda n: n == 4096)),
+    Goal("cpu", "training at 16,384: times SDPA", 25, _times_sdpa(DECODER, lambda n: n == 16384)),
+    Goal("cpu", "training from 128: times SDPA", 1, _times_sdpa(DECODER, lambda n: n >= 128)),
+    Goal("cpu", "training at 4,096: share of torch.mm's rate", 0.75, _of_matmul),
     Goal(
-        "bidirectional training at 2,048: times SDPA", 12, _times_sdpa(ARENA, lambda n: n == 2048)
+        "cpu",
+        "bidirectional training at 2,048: times SDPA",
+        12,
+        _times_sdpa(ARENA, lambda n: n == 2048),
     ),
-    Goal("a step of decoding after 32,768: times SDPA", 150, _decode),
-    HALF,
-]
-ON_GPU = [
+    Goal("cpu", "a step of decoding after 32,768: times SDPA", 150, _decode),
     Goal(
-        "causal training from 2,048: times flash-linear-attention",
+        "gpu",
+        "training from 2,048: times flash-linear-attention",
         1.5,
         _times_peer("flash-linear-attention", lambda n: n >= 2048),
     ),
-    Goal("causal training from 2,048: times SDPA", 1, _times_sdpa(DECODER, lambda n: n >= 2048)),
-    Goal("causal forward from 2,048: share of the copy's rate", 0.5, _of_bandwidth),
-    HALF,
+    Goal("gpu", "training from 2,048: times SDPA", 1, _times_sdpa(DECODER, lambda n: n >= 2048)),
+    Goal("gpu", "forward from 2,048: share of the copy's rate", 0.5, _of_bandwidth),
+    Goal("any", "error in half precision: times plain torch's", 2.0, _half_error, least=False),
 ]
+"""Causal where nothing else is said."""
+
+
+def _lacks(device: str, signature: Result) -> str:
+    """What a run lacks for the goals of a device: those of the CPU are for one thread, float32."""
+    gpu = bool(signature["machine"]["gpu"])
+    if device == "gpu":
+        return "" if gpu else "needs a GPU"
+    if device == "cpu" and gpu:
+        return "needs a run without a GPU"
+    plain = signature["machine"]["threads"] == 1 and signature["precision"] == "float32"
+    return "" if device == "any" or plain else "needs one thread and float32"
 
 
 def goals(result: Result) -> list[dict[str, Any]]:
-    """Each goal of the device with what was measured; `reached` is None where nothing was. Those of
-    the CPU are for one thread and float32."""
-    machine, precision = result["signature"]["machine"], result["signature"]["precision"]
-    if machine["gpu"]:
-        chosen = ON_GPU
-    else:
-        chosen = ON_CPU if machine["threads"] == 1 and precision == "float32" else [HALF]
+    """Every goal with what was measured; where nothing was, `reached` is None and `reason` says
+    why."""
     told = []
-    for goal in chosen:
-        value, reached = goal.of(result), None
+    for goal in GOALS:
+        reason, value, reached = _lacks(goal.device, result["signature"]), None, None
+        if not reason:
+            value = goal.of(result)
+            reason = "needs other lengths, or the peer" if value is None else ""
         if value is not None:
             reached = value >= goal.bound if goal.least else value <= goal.bound
         told.append(
             {
                 "goal": goal.name,
+                "device": goal.device,
                 "bound": ("at least " if goal.least else "at most ") + f"{goal.bound:g}",
                 "measured": value,
                 "reached": reached,
+                "reason": reason,
             }
         )
     return told
@@ -134,7 +146,13 @@ def report(result: Result) -> str:
     """Goals, speed and memory over lengths, decoding, and who is absent, as Markdown."""
     said = {None: "not measured", True: "reached", False: "missed"}
     rows = [
-        [g["goal"], g["bound"], _number(g["measured"]), said[g["reached"]]] for g in result["goals"]
+        [
+            f"{g['goal']} ({g['device'].upper()})" if g["device"] != "any" else g["goal"],
+            g["bound"],
+            _number(g["measured"]),
+            ": ".join(filter(None, (said[g["reached"]], g["reason"]))),
+        ]
+        for g in result["goals"]
     ]
     machine = result["signature"]["machine"]
     parts = [
