@@ -82,9 +82,9 @@ def corpus(recordings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def heard(path: Path) -> tuple[list[tuple[int, int, int]], list[float], list[float]]:
-    """The recordings in a file as (speaker, digit, index), the silences around them in seconds, and
-    how fast each is heard."""
+def heard(path: Path) -> tuple[list[tuple[int, int, int]], list[float]]:
+    """The recordings in a file as (speaker, digit, index), and the silences around them, in
+    seconds."""
     audio = read_audio(path)
     loud = np.concatenate([[False], np.abs(audio) > 5 * STEP, [False]])
     edges = np.flatnonzero(np.diff(loud.astype(int)))
@@ -95,9 +95,7 @@ def heard(path: Path) -> tuple[list[tuple[int, int, int]], list[float], list[flo
         rest, index = divmod(number, INDICES)
         found.append((*divmod(rest, 10), index))
     bounds = [0, *(edge for span in spans for edge in span), len(audio)]
-    silences = [(b - a) / 16_000 for a, b in zip(bounds[::2], bounds[1::2], strict=True)]
-    whole = [2 * (800 + 10 * index) for _, _, index in found]
-    return found, silences, [n / (b - a) for n, (a, b) in zip(whole, spans, strict=True)]
+    return found, [(b - a) / 16_000 for a, b in zip(bounds[::2], bounds[1::2], strict=True)]
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -106,7 +104,7 @@ def test_what_is_heard_is_what_is_written(corpus, split):
     assert len(utterances) == getattr(COUNTS, split)
     lengths = set()
     for each in utterances:
-        parts, silences, _ = heard(each.audio)
+        parts, silences = heard(each.audio)
         assert " ".join(DIGITS[digit] for _, digit, _ in parts) == each.transcript
         numbers = [10 * a + b for (_, a, _), (_, b, _) in list(pairwise(parts))[::2]]
         assert translated(numbers, "en-de") == each.translation
@@ -126,16 +124,6 @@ def test_every_speaker_and_recording_of_a_split_is_heard(corpus):
         assert {speaker for speaker, _, _ in parts} == set(range(len(SPEAKERS)))
         assert {index for _, _, index in parts} == set(HEARD[split])
         assert {digit for _, digit, _ in parts} == set(range(10))
-
-
-@pytest.mark.parametrize("split", SPLITS)
-def test_only_training_recordings_have_paces_of_their_own(corpus, split):
-    paces = [pace for path in (corpus / split).iterdir() for pace in heard(path)[2]]
-    if split == "train":
-        assert 0.74 < min(paces) < 0.85
-        assert 1.25 < max(paces) < 1.37
-    else:
-        assert paces == pytest.approx([1] * len(paces), abs=0.02)
 
 
 def test_files_are_16_khz_of_16_bits_and_never_digital_silence(corpus):

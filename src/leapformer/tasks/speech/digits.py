@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-import soxr
 from numpy.random import Generator
 from tqdm import tqdm
 
@@ -38,10 +37,6 @@ _FORM = (
 )
 _AROUND, _BETWEEN_DIGITS, _BETWEEN_NUMBERS = (0.1, 0.3), (0.04, 0.12), (0.25, 0.5)
 """Seconds of silence, at least and at most."""
-_PACES = (0.75, 1.35)
-"""How fast recordings of the training split are heard, at least and at most (speed perturbation, Ko
-et al., Interspeech 2015). One speaker's training recordings of "eight" last 0.40 s and those for
-the test 0.24: what goes by length hears them as "six"."""
 _NOISE = 1e-4
 """Deviation of the noise under everything: pauses are not digital silence, which would tell where
 recordings begin."""
@@ -64,7 +59,7 @@ def write_digits(
     the pair.
 
     Indices 0 to 4 of each digit and speaker are heard in the test split alone, 5 to 9 in validation
-    alone, the others in training, each at a pace of its own.
+    alone, the others in training.
 
     Args:
         recordings: the folder of `{digit}_{speaker}_{index}.wav`, or one with it as `recordings`.
@@ -83,8 +78,7 @@ def write_digits(
     for i, split in enumerate(SPLITS):
         chance = np.random.default_rng([seed, i])
         (out / split).mkdir(parents=True)
-        paces = _PACES if split == "train" else None
-        made = _utterances(voices[split], out / split, pair, getattr(counts, split), chance, paces)
+        made = _utterances(voices[split], out / split, pair, getattr(counts, split), chance)
         write_manifest(out / f"{split}.tsv", made)
 
 
@@ -112,12 +106,7 @@ def _voices(recordings: Path) -> dict[str, Voices]:
 
 
 def _utterances(
-    voices: Voices,
-    folder: Path,
-    pair: str,
-    count: int,
-    chance: Generator,
-    paces: tuple[float, float] | None,
+    voices: Voices, folder: Path, pair: str, count: int, chance: Generator
 ) -> Iterator[Utterance]:
     read = cache(read_audio)
     speakers = sorted(voices)
@@ -128,10 +117,8 @@ def _utterances(
         inside = ([_BETWEEN_DIGITS, _BETWEEN_NUMBERS] * len(numbers))[:-1]
         parts = [_silence(_AROUND, chance)]
         for digit, pause in zip(digits, [*inside, _AROUND], strict=True):
-            take = read(takes[digit][chance.integers(len(takes[digit]))])
-            if paces is not None:
-                take = soxr.resample(take, RATE * chance.uniform(*paces), RATE)
-            parts += [take, _silence(pause, chance)]
+            take = takes[digit][chance.integers(len(takes[digit]))]
+            parts += [read(take), _silence(pause, chance)]
         audio = np.concatenate(parts)
         audio += chance.normal(0, _NOISE, len(audio)).astype(np.float32)
         path = folder / f"{i:05}.wav"
