@@ -140,7 +140,7 @@ def fill_speech(folder: Path, command: str) -> None:
     (folder / "recordings").mkdir()
     for digit in range(10):
         tone = 0.3 * np.sin(np.arange(1600) * (0.2 + 0.1 * digit))
-        for index in (0, 5, 10):
+        for index in (0, 5, 45):
             soundfile.write(folder / "recordings" / f"{digit}_her_{index}.wav", tone, 8000)
     soundfile.write(folder / "number.wav", np.tile(tone, 4), 8000)
     prepared = f"speech prepare --corpus digits --pair en-de --source recordings {UTTERANCES}"
