@@ -69,7 +69,6 @@ def tiny():
         frequency_width=15,
         time_masks=2,
         time_width=10,
-        time_warp=1.2,
     )
 
 
@@ -78,12 +77,6 @@ def learned(tiny, folder, tmp_path_factory):
     """A run long enough to know the tones."""
     out = tmp_path_factory.mktemp("learned")
     chosen = replace(
-        tiny,
-        steps=300,
-        evaluate_every=100,
-        warmup_steps=20,
-        learning_rate=5e-3,
-        time_masks=0,
-        time_warp=1.0,
+        tiny, steps=300, evaluate_every=100, warmup_steps=20, learning_rate=5e-3, time_masks=0
     )
     return out, train(chosen, 0, out, folder)

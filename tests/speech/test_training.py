@@ -15,7 +15,7 @@ from transformers import Trainer
 from leapformer.cli import main
 from leapformer.tasks.runs import RESULT
 from leapformer.tasks.speech.audio import read_audio
-from leapformer.tasks.speech.batches import ByLength, Collator, hidden, warped
+from leapformer.tasks.speech.batches import ByLength, Collator, hidden
 from leapformer.tasks.speech.recipes import RECIPES, recipe
 from leapformer.tasks.speech.session import translate
 from leapformer.tasks.speech.train import RECOGNITION, train
@@ -104,24 +104,6 @@ def test_what_is_hidden_is_bands_and_spans(frames, seed, tiny):
     for gone in (bins, times):
         places = gone.nonzero().flatten()
         assert not len(places) or int(places[-1] - places[0]) + 1 == len(places)
-
-
-@given(frames=st.integers(1, 130), most=st.floats(1, 2), seed=st.integers(0, 999))
-def test_warped_time_runs_on_from_start_to_end_at_the_paces_allowed(frames, most, seed):
-    whole = torch.arange(frames, dtype=torch.float64)[:, None].repeat(1, 3)
-    found = warped(whole, most, np.random.default_rng(seed))
-    assert found.shape == whole.shape
-    torch.testing.assert_close(found[[0, -1]], whole[[0, -1]])
-    paces = found.diff(dim=0)
-    assert ((paces > most**-2 - 1e-9) & (paces < most**2 + 1e-9)).all()
-    assert torch.equal(warped(whole, 1.0, np.random.default_rng(seed)), whole)
-
-
-def test_warped_time_has_paces_of_its_own():
-    whole = torch.arange(200.0)[:, None]
-    paces = warped(whole, 1.6, np.random.default_rng(0)).diff(dim=0)
-    assert paces.min() < 0.8
-    assert paces.max() > 1.25
 
 
 def test_a_translator_learns(learned):
@@ -228,7 +210,5 @@ def test_recipes_are_whole(tiny):
         recipe("digit")
     with pytest.raises(ValueError, match="waits is empty"):
         replace(tiny, waits=())
-    with pytest.raises(ValueError, match="expected a factor of at least 1"):
-        replace(tiny, time_warp=0.5)
     with pytest.raises(ValueError, match="waits is -1"):
         replace(tiny, waits=(-1,))

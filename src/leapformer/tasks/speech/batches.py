@@ -14,9 +14,6 @@ from ...models.speech_processor import padded_labels
 from .data import SpeechData
 from .recipes import SpeechRecipe
 
-STRETCH = 20
-"""Frames that are heard at one pace, when time is warped."""
-
 
 class Collator:
     """Items of `Utterances` to `input_features` [B, T, bins], `attention_mask` [B, T], `labels`
@@ -24,7 +21,7 @@ class Collator:
 
     Args:
         data: what `prepare` left.
-        recipe: what is drawn: k from `waits`, how SpecAugment warps time, and what it hides.
+        recipe: what is drawn: k from `waits`, and what SpecAugment hides.
         seed: of that; what is drawn follows from it and from which utterances meet in a batch, so
             that a run which was stopped goes on as if nothing had happened.
         training: False: `validation_wait`, nothing hidden.
@@ -47,8 +44,7 @@ class Collator:
         chance = np.random.default_rng([self.seed, together])
         frames = [torch.from_numpy(np.array(item["input_features"])) for item in items]
         if self.training:
-            warp = self.recipe.time_warp
-            frames = [hidden(warped(part, warp, chance), self.recipe, chance) for part in frames]
+            frames = [hidden(part, self.recipe, chance) for part in frames]
         lengths = torch.tensor([len(part) for part in frames])
         features = pad_sequence(frames, batch_first=True)
         transcripts = [item["transcript"] for item in items]
@@ -105,21 +101,6 @@ class ByLength(torch.utils.data.Sampler[int]):
         last = [] if len(batches[-1]) == self.batch else [batches.pop()]
         chance.shuffle(batches)
         yield from np.concatenate([*batches, *last]).tolist()
-
-
-def warped(frames: Tensor, most: float, chance: np.random.Generator) -> Tensor:
-    """Frames [T, bins] heard here faster and there slower, by up to a factor of `most` each way, in
-    as many frames: the time warping of SpecAugment, with a pace for each stretch of `STRETCH`."""
-    count = len(frames)
-    if most == 1 or count < 2:
-        return frames
-    places = np.linspace(0, count - 1, max(1, count // STRETCH) + 1)
-    lasts = np.diff(places) * most ** chance.uniform(-1, 1, len(places) - 1)
-    ends = np.concatenate([[0], lasts.cumsum()]) / lasts.sum() * (count - 1)
-    heard = torch.from_numpy(np.interp(np.arange(count), ends, places))
-    before = heard.long().clamp_max(count - 2)
-    share = (heard - before).to(frames.dtype).unsqueeze(1)
-    return torch.lerp(frames[before], frames[before + 1], share)
 
 
 def hidden(frames: Tensor, recipe: SpeechRecipe, chance: np.random.Generator) -> Tensor:

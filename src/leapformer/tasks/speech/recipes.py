@@ -52,10 +52,6 @@ class SpeechRecipe:
     hidden."""
     time_width: int = 100
 
-    time_warp: float = 1.0
-    """...and each stretch of 0.2 s is heard at a pace of its own, by up to this factor faster or
-    slower; 1 for none."""
-
     batch_size: int = 32
     """Utterances a step, over all processes."""
     micro_batch: int | None = None
@@ -73,8 +69,6 @@ class SpeechRecipe:
     """So many of the test split from its start; None for all."""
 
     def __post_init__(self) -> None:
-        if self.time_warp < 1:
-            raise ValueError(f"time_warp is {self.time_warp:g}: expected a factor of at least 1")
         zero = ("recognition_steps", "frequency_masks", "time_masks", "ctc_weight", "dropout")
         more = ("encoder_convolution", "decoder_convolution", "label_smoothing", "waits")
         check_numbers(self, (*zero, *more, "weight_decay", "warmup_steps", "validation_wait"))
