@@ -101,7 +101,7 @@ def digits() -> SpeechRecipe:
         learning_rate=4e-3,
         schedule="cosine",
         warmup_steps=200,
-        steps=3_000,
+        steps=4_000,
         clip_norm=1.0,
         evaluate_every=500,
     )
