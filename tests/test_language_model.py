@@ -125,6 +125,21 @@ def test_a_prefill_in_any_pieces_equals_one_call(attention, pieces, whole_mask):
 
 
 @every_attention
+@settings(max_examples=25)
+@given(pieces=st.lists(st.integers(1, 9), min_size=1, max_size=5), seed=st.integers(0, 999))
+def test_padding_may_stand_anywhere(attention, pieces, seed):
+    model, ids = make(attention), make_ids(3, sum(pieces))
+    real = torch.rand(ids.shape, generator=torch.Generator().manual_seed(seed)) < 0.6
+    cache, parts = LeaPformerCache(), []
+    for part, mask in zip(ids.split(pieces, 1), real.split(pieces, 1), strict=True):
+        parts.append(model(part, attention_mask=mask, past_key_values=cache).logits)
+    for row, logits in enumerate(torch.cat(parts, 1)):
+        alone = ids[row : row + 1, real[row]]
+        if alone.numel():
+            torch.testing.assert_close(logits[real[row]], model(alone).logits[0], **CLOSE)
+
+
+@every_attention
 def test_what_stands_at_padding_changes_no_real_token(attention):
     model, (ids, mask) = make(attention), left_padded()
     expected = model(ids, attention_mask=mask).logits[mask.bool()]

@@ -45,6 +45,28 @@ def test_a_short_convolution_in_pieces_equals_one_call(size, pieces):
     torch.testing.assert_close(torch.cat(parts, 1), made(x, places)[0])
 
 
+@given(
+    size=st.integers(1, 5),
+    pieces=st.lists(st.integers(1, 7), min_size=1, max_size=5),
+    seed=st.integers(0, 999),
+)
+def test_taps_pass_over_padding_wherever_it_stands(size, pieces, seed):
+    torch.manual_seed(seed)
+    made, x = convolution(size), torch.randn(2, sum(pieces), 4, dtype=torch.float64)
+    real = torch.rand(2, sum(pieces)) < 0.6
+    places = (real.cumsum(1) - 1).clamp_min(0)
+    x[~real] = torch.nan
+    recent, parts = None, []
+    for part in zip(*(each.split(pieces, 1) for each in (x, places, real)), strict=True):
+        y, recent = made(part[0], part[1], recent, part[2])
+        parts.append(y)
+    for row, y in enumerate(torch.cat(parts, 1)):
+        alone = x[row : row + 1, real[row]]
+        expected, after = made(alone, torch.arange(alone.shape[1]))
+        torch.testing.assert_close(y[real[row]], expected[0])
+        torch.testing.assert_close(recent[row], after[0])
+
+
 def test_no_tap_reaches_beyond_the_first_token_of_a_sequence():
     made, x = convolution(4), torch.randn(1, 9, 4, dtype=torch.float64)
     x[:, :2] = torch.nan  # padding, then two documents

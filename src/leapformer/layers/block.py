@@ -102,7 +102,7 @@ class TransformerBlock(nn.Module):
             positions = view.get("positions")
             if positions is None:
                 positions = token_positions(x.shape[1], view.get("cu_seqlens"), x.device)
-            y, recent = self.convolution(y, positions, before.recent)
+            y, recent = self.convolution(y, positions, before.recent, view.get("key_mask"))
         found = self.attention(y, **{**view, "state": before.attention})
         y, after = found if wanted else (found, None)
         x, heard = x + y, None
