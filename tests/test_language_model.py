@@ -385,6 +385,21 @@ def test_assisted_generation_is_refused():
 
 
 @every_attention
+@settings(max_examples=25)
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4), seed=st.integers(0, 999))
+def test_packed_documents_with_padding_among_them_equal_each_alone(attention, sizes, seed):
+    model, ids = make(attention), make_ids(1, sum(sizes))
+    real = torch.rand(ids.shape, generator=torch.Generator().manual_seed(seed)) < 0.7
+    bounds = torch.tensor([0, *sizes]).cumsum(0)
+    packed = model(ids, attention_mask=real, cu_seq_lens_q=bounds).logits
+    for a, b in pairwise(bounds.tolist()):
+        kept = real[0, a:b]
+        if kept.any():
+            alone = model(ids[:, a:b][:, kept]).logits
+            torch.testing.assert_close(packed[:, a:b][:, kept], alone, **CLOSE)
+
+
+@every_attention
 def test_documents_that_others_are_packed_with_change_nothing(attention):
     model, ids = make(attention), make_ids(1, 30)
     bounds = torch.tensor([0, 8, 20, 30])

@@ -221,5 +221,9 @@ def _positions(
     if key_mask is None:
         places = token_positions(columns, cu_seqlens, device)
         return places if seen is None else seen.unsqueeze(1) + places
-    places = (key_mask.cumsum(1) - 1).clamp_min(0)
+    counted = key_mask.cumsum(1)
+    if cu_seqlens is not None:
+        first = torch.arange(columns, device=device) - token_positions(columns, cu_seqlens, device)
+        counted = counted - (counted - key_mask.long())[:, first]
+    places = (counted - 1).clamp_min(0)
     return places if seen is None else seen.unsqueeze(1) + places
