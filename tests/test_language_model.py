@@ -331,6 +331,23 @@ def test_adaptive_output_is_a_distribution_and_its_loss_is_of_it(tied):
 
 
 @pytest.mark.parametrize("others", [{}, ADAPTIVE])
+@pytest.mark.parametrize("whole", [False, True], ids=["autocast", "bfloat16"])
+def test_losses_of_half_precision_are_summed_in_float32(others, whole):
+    model, ids = make(initializer_range=0.1, **others), make_ids()
+    expected = model(ids, labels=ids).loss
+    model = model.to(torch.bfloat16) if whole else model
+    with torch.autocast("cpu", torch.bfloat16, enabled=not whole):
+        loss = model(ids, labels=ids).loss
+        assert model(ids).logits.shape == (*ids.shape, 50)
+        losses = model.token_losses(ids)
+    assert loss.dtype == losses.dtype == torch.float32
+    torch.testing.assert_close(loss, losses.mean(), rtol=1e-3, atol=0)
+    torch.testing.assert_close(loss, expected, rtol=2e-2, atol=0)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("others", [{}, ADAPTIVE])
 def test_logits_of_the_last_tokens_alone_are_the_same(others):
     model, ids = make(**others), make_ids()
     whole = model(ids).logits

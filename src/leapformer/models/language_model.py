@@ -1,8 +1,10 @@
 """The language model: a causal LeaPformer that predicts the next token."""
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -101,7 +103,8 @@ class LeaPformerForCausalLM(LeaPformerPreTrainedModel, GenerationMixin):
             )
             kept_hidden = hidden[:, kept]
             if isinstance(self.lm_head, nn.AdaptiveLogSoftmaxWithLoss):
-                rows = self.lm_head.log_prob(kept_hidden.flatten(0, 1))
+                with _precise(hidden):
+                    rows = self.lm_head.log_prob(kept_hidden.flatten(0, 1))
                 logits = rows.unflatten(0, kept_hidden.shape[:2])
             else:
                 logits = self.lm_head(kept_hidden)
@@ -123,12 +126,22 @@ class LeaPformerForCausalLM(LeaPformerPreTrainedModel, GenerationMixin):
         hidden = self.model(input_ids, use_cache=False).last_hidden_state[:, :-1]
         targets = input_ids[:, 1:]
         if isinstance(self.lm_head, nn.AdaptiveLogSoftmaxWithLoss):
-            scores = self.lm_head(hidden.flatten(0, 1), targets.flatten()).output
-            return -scores.view_as(targets).float()
+            return self._adaptive_losses(hidden.flatten(0, 1), targets.flatten()).view_as(targets)
         logits = self.lm_head(hidden).float()
         return nn.functional.cross_entropy(logits.mT, targets, reduction="none")
 
     def _adaptive_loss(self, hidden: Tensor, labels: Tensor, count: Tensor | int | None) -> Tensor:
         predicted = labels[:, 1:] != IGNORED
-        scores = self.lm_head(hidden[:, :-1][predicted], labels[:, 1:][predicted]).output
-        return -scores.sum() / (predicted.sum() if count is None else count)
+        losses = self._adaptive_losses(hidden[:, :-1][predicted], labels[:, 1:][predicted])
+        return losses.sum() / (predicted.sum() if count is None else count)
+
+    def _adaptive_losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """-log p of targets [M] after hidden [M, hidden]: float32 [M]."""
+        with _precise(hidden):
+            return -self.lm_head(hidden, targets).output.float()
+
+
+def _precise(x: Tensor) -> AbstractContextManager[object]:
+    """Autocast leaves log_softmax in half precision on a CPU alone, which adaptive output refuses
+    to mix with what it is given: no autocast there."""
+    return torch.autocast("cpu", enabled=False) if x.device.type == "cpu" else nullcontext()
