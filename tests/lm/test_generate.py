@@ -1,6 +1,7 @@
 """Text that goes on: the model's own choice, its own probabilities, in memory that does not grow,
 and printed as text."""
 
+import json
 import re
 import shutil
 from itertools import islice
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from leapformer import LeaPformerConfig, LeaPformerForCausalLM
 from leapformer.cli import main
@@ -235,11 +237,31 @@ def truncate(folder):
     file.write_bytes(file.read_bytes()[:-100])
 
 
+def lose(folder):
+    """All of the second layer."""
+    file = folder / "model.safetensors"
+    kept = {name: x for name, x in load_file(file).items() if "layers.1." not in name}
+    save_file(kept, file, {"format": "pt"})
+
+
+def rename(folder, kind):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_type": kind}))
+
+
 FAULTS = {
     "no folder": (shutil.rmtree, "holds no model, .*: give the folder `model` of a run"),
     "no model": (lambda x: (x / "config.json").unlink(), "holds no model"),
     "no weights": (lambda x: (x / "model.safetensors").unlink(), "cannot read the model"),
     "weights cut off": (truncate, "cannot read the model in .*"),
+    "weights missing": (
+        lose,
+        "cannot read the model in .*: 25 weights are missing, such as model.layers.1",
+    ),
+    "speech": (
+        lambda x: rename(x, "leapformer_speech"),
+        "cannot read the model in .*: its type is 'leapformer_speech', expected 'leapformer'",
+    ),
     "no tokenizer": (
         lambda x: (x / "tokenizer.json").unlink(),
         "holds no model, tokenizer.json is missing",
@@ -272,6 +294,25 @@ def test_a_bad_option_prints_no_text(finished, capsys, option):
     said = capsys.readouterr()
     assert said.out == ""
     assert re.search("leapformer: count .* expected at least 0 for the first three", said.err)
+
+
+def test_a_prompt_that_is_no_text_is_one_line(finished, capsys):
+    line = ["lm", "generate", "--model", str(finished[0] / "model"), "--prompt", "far\udcff"]
+    assert main(line) == 2
+    assert re.search(
+        "leapformer: the prompt is not UTF-8 text .character 3.\n$", capsys.readouterr().err
+    )
+
+
+def test_home_is_found_in_every_place(finished, folder, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(finished[0]))
+    (finished[0] / "far.txt").write_text("far far away")
+    for what in (["--data", str(folder)], ["--text", "~/far.txt"]):
+        assert (
+            main(["lm", "evaluate", "--model", "~/model", "--window", "8", "--context", "4", *what])
+            == 0
+        )
+    assert "perplexity" in capsys.readouterr().out
 
 
 def test_texts_come_from_a_file_or_from_the_data_of_the_model(finished, model, folder, words):

@@ -2,6 +2,7 @@
 twice."""
 
 import json
+import math
 import re
 import shutil
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 from transformers import Trainer
 
 from leapformer.cli import main
+from leapformer.tasks.comparison import over_seeds
 from leapformer.tasks.lm import compare as module
 from leapformer.tasks.lm.compare import compare
 from leapformer.tasks.lm.data import load
@@ -20,6 +22,13 @@ from leapformer.tasks.lm.evaluate import measure, shown_tokens
 from leapformer.tasks.lm.generate import load_model, text_tokens
 from leapformer.timing import seconds
 from leapformer.zoo import ATTENTIONS
+
+
+def test_a_mean_over_seeds_has_a_deviation_where_all_are_finite():
+    assert over_seeds([1.0, 3.0], 2) == "2.00 ± 1.41"
+    assert over_seeds([1.0]) == "1.0"
+    assert over_seeds([1.0, math.inf]) == "inf"
+
 
 NAMES, SEEDS = ["leap", "softmax", "cosformer", "linear"], [0, 1]
 

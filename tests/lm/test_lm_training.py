@@ -21,6 +21,7 @@ from leapformer.tasks.lm.data import Collator, Rows, encode, load
 from leapformer.tasks.lm.evaluate import measure
 from leapformer.tasks.lm.train import build_model, train
 from leapformer.tasks.runs import RESULT, last_checkpoint
+from leapformer.tasks.training import arguments
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 ADAPTIVE = {"adaptive_cutoffs": (4, 9)}
@@ -222,6 +223,40 @@ def test_killed_run_goes_on_as_if_nothing_had_happened(
     one, other = weights(whole), weights(killed)
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def half(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", [half, lambda x: x.write_bytes(b""), lambda x: x.unlink()])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"]
+)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    finished, tiny, folder, tmp_path, monkeypatch, name, damage
+):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "measure", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny, "leap", 3, tmp_path, folder)
+    before, last = sorted(tmp_path.glob("checkpoint-*"), key=lambda x: int(x.name[11:]))
+    assert last_checkpoint(tmp_path) == last
+    damage(last / name)
+    assert last_checkpoint(tmp_path) == before
+    again = train(tiny, "leap", 3, tmp_path, folder)
+    assert (curve(again), again["test"]) == (curve(finished[1]), finished[1]["test"])
+
+
+def test_a_process_has_one_gpu_of_those_it_sees(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    found = arguments(tiny, 0, tmp_path, 100)
+    assert (found.n_gpu, found.train_batch_size) == (1, tiny.batch_size)
 
 
 @pytest.mark.parametrize(

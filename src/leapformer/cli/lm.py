@@ -171,11 +171,12 @@ class Compare:
 
     def __call__(self) -> None:
         from ..tasks.lm.compare import compare
+        from ..tasks.processes import processes
 
         names, seeds = attentions(self.attentions), numbers("--seeds", self.seeds)
         compare(self.recipe, names, seeds, self.out, self.data, self.also, self.rounds)
-        print()
-        print((self.out / "table.md").read_text())
+        if processes().is_main_process:
+            print("\n" + (self.out / "table.md").read_text())
 
 
 def with_preset(command: type[Train | Compare], words: list[str], prog: str) -> Callable[[], None]:

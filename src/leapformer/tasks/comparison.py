@@ -1,5 +1,6 @@
 """Several attentions side by side: which runs those are, and how they stand in a table."""
 
+import math
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -30,8 +31,9 @@ def grouped(
 
 
 def over_seeds(values: list[float], digits: int = 1, unit: str = "") -> str:
-    """Mean and deviation."""
-    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    """Mean and deviation; of values that are not all finite, no deviation."""
+    known = len(values) > 1 and all(map(math.isfinite, values))
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if known else ""
     return f"{statistics.mean(values):,.{digits}f}{unit}{deviation}"
 
 

@@ -6,24 +6,32 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedModel
 
+from ..results import read_json
+
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
-def load_pretrained(folder: Path, kind: type[Model], reader: Any) -> tuple[Model, Any]:
+def load_pretrained(folder: Path | str, kind: type[Model], reader: Any) -> tuple[Model, Any]:
     """The model in the folder `model` of a run, on a GPU where there is one and ready to be used,
     and its tokenizer or processor, of the class `reader`.
 
-    Raises FileNotFoundError and ValueError for a folder that holds none, for weights that are cut
-    off and for a tokenizer of another vocabulary.
+    Raises FileNotFoundError and ValueError for a folder that holds none, or one of another kind,
+    for weights that are cut off or missing and for a tokenizer of another vocabulary.
     """
-    folder = folder.expanduser()
+    folder = Path(folder).expanduser()
     for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():
             raise FileNotFoundError(
                 f"{folder} holds no model, {name} is missing: give the folder `model` of a run"
             )
+    wanted = kind.config_class.model_type
     try:
-        model = kind.from_pretrained(str(folder))
+        held = read_json(folder / "config.json")["model_type"]
+        if held != wanted:
+            raise ValueError(f"its type is {held!r}, expected {wanted!r}")
+        model, found = kind.from_pretrained(str(folder), output_loading_info=True)
+        if missing := sorted(found["missing_keys"]):
+            raise ValueError(f"{len(missing)} weights are missing, such as {missing[0]}")
         reads = reader.from_pretrained(str(folder))
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

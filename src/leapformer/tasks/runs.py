@@ -2,12 +2,13 @@
 
 import json
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, Trainer, TrainerState, set_seed
 
 from ..results import read_json, writable_folder, write_json
@@ -131,11 +132,27 @@ def _whole_weights(trainer: Trainer) -> None:
 
 
 def last_checkpoint(out: Path) -> Path | None:
-    """The newest checkpoint that was written to its end: Trainer writes its state last."""
-    whole = []
+    """The newest whole checkpoint: Trainer writes its state last, and all it reads is there."""
+    found = []
     for state in out.glob("checkpoint-*/trainer_state.json"):
         try:
-            whole.append((int(json.loads(state.read_text())["global_step"]), state.parent))
+            step = int(json.loads(state.read_text())["global_step"])
         except (ValueError, KeyError):
             continue
-    return max(whole)[1] if whole else None
+        if _readable(state.parent):
+            found.append((step, state.parent))
+    return max(found)[1] if found else None
+
+
+def _readable(checkpoint: Path) -> bool:
+    """Is nothing missing, and nothing cut off? Nothing is unpickled to find out."""
+    needed = ("*.safetensors", "optimizer*", "scheduler.pt", "rng_state*.pth")
+    if not all(any(checkpoint.glob(name)) for name in needed):
+        return False
+    try:
+        for weights in checkpoint.glob("*.safetensors"):
+            safe_open(str(weights), "pt")
+    except (SafetensorError, OSError):
+        return False
+    pickled = (file for kind in ("*.pt", "*.pth") for file in checkpoint.glob(kind))
+    return all(map(zipfile.is_zipfile, pickled))

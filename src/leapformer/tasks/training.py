@@ -32,7 +32,8 @@ def arguments(
 ) -> TrainingArguments:
     """Evaluates and saves every so many steps, keeps the best; `more` goes to transformers.
 
-    The batch is shared out among the processes, and each adds up its share from micro batches.
+    The batch is shared out among the processes, and each adds up its share from micro batches. A
+    process has one GPU: of several that it sees, the first.
     Raises ValueError where it cannot be, or is more than the `rows` for training.
     """
     shares = processes().num_processes
@@ -49,7 +50,7 @@ def arguments(
             "smaller --batch-size"
         )
     every = min(recipe.evaluate_every, recipe.steps)
-    return TrainingArguments(
+    settings = TrainingArguments(
         **{
             "output_dir": str(out),
             "max_steps": recipe.steps,
@@ -77,6 +78,9 @@ def arguments(
             **more,
         }
     )
+    # Trainer would spread a batch over all it sees, each of them with a whole share: another batch
+    settings._n_gpu = min(1, settings.n_gpu)
+    return settings
 
 
 class StopOnNaN(TrainerCallback):

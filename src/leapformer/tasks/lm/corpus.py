@@ -38,7 +38,7 @@ def text_of(path: Path) -> str:
     """The text of a file, its line ends as \\n, without a byte-order mark. Raises ValueError for
     what is not UTF-8 and for a file without text."""
     try:
-        text = path.read_text(encoding="utf-8").removeprefix(_MARK)
+        text = path.expanduser().read_text(encoding="utf-8").removeprefix(_MARK)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text (byte {error.start}): convert it") from None
     if not text.strip():

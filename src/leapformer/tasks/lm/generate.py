@@ -96,8 +96,8 @@ def written(
     begins after an empty line. In a vocabulary of words `<eos>` ends lines too, and a new one
     begins. What is no whole character yet waits for the rest of it.
     """
-    ids, end = encode(tokenizer, prompt), tokenizer.eos_token_id
-    tokens = go_on(model, prompt_ids(tokenizer, prompt), count, **options)
+    (end, *ids) = whole = prompt_ids(tokenizer, prompt)
+    tokens = go_on(model, whole, count, **options)
     yield prompt
     ends_lines = encode(tokenizer, "\n") == [end]
     stream = DecodeStream([] if prompt[-1:].isspace() else ids)  # words: no second blank
@@ -131,7 +131,7 @@ def load_text(
     if data is None or text is not None:
         raise ValueError("give either --text, a file, or --data, what lm prepare left")
     splits, _, about = load(data)
-    if about["tokenizer"] != fingerprint(model):
+    if about["tokenizer"] != fingerprint(model.expanduser()):
         raise ValueError(
             f"{data} and {model} have different tokenizers: give the data that the model was "
             "trained on, or --text"
@@ -140,5 +140,10 @@ def load_text(
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
-    """The end of the document before, and the prompt."""
+    """The end of the document before, and the prompt. Raises ValueError for what has no UTF-8 form,
+    as bytes of another encoding have not."""
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the prompt is not UTF-8 text (character {error.start})") from None
     return [tokenizer.eos_token_id, *encode(tokenizer, prompt)]
