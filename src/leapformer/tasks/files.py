@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .source import Example, Source
+from .source import Document, Example, Source
 
 SPLITS = ("train", "validation", "test")
 
@@ -187,19 +187,19 @@ def json_lines(path: Path) -> Iterator[Row]:
         yield Row(place, values)
 
 
-def json_layout(example: Callable[[Row], Example], keys: str) -> Layout:
+def json_layout(example: Callable[[Row], Example | Document], keys: str) -> Layout:
     """JSON lines, a file a split; `example` makes an example of a row, `keys` says which it has."""
 
     def find(source: Path) -> Source | None:
         splits = {split: partial(rows, file) for split, file in json_splits(source).items()}
         return Source("JSON lines", dict(splits)) if splits else None
 
-    def rows(file: Path) -> Iterator[Example]:
+    def rows(file: Path) -> Iterator[Example | Document]:
         row = None
         for row in json_lines(file):
             yield example(row)
         if row is None:
-            raise ValueError(f"{file}: no rows in it")
+            raise ValueError(f"{file}: no rows in it: fetch the file again, or leave it out")
 
     form = "JSON lines {train,test}.jsonl or *_{train,test}.jsonl, perhaps validation too"
     return Layout(f"{form}, plain, .gz or .xz, with {keys}", find)

@@ -6,7 +6,7 @@ from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
 
-from ..files import SPLITS, Layout, files, json_lines, json_splits, lines, recognise
+from ..files import SPLITS, Layout, Row, files, json_layout, lines, recognise
 from ..source import Document, Source
 
 _HEADING = re.compile(r" ?= [^=].* = ?")
@@ -29,7 +29,7 @@ def read(source: Path) -> Source:
             Layout("WikiText as published: wiki.{train,valid,test}.tokens", _wikitext(".tokens")),
             Layout("WikiText as published: wiki.{train,valid,test}.raw", _wikitext(".raw")),
             Layout("text files: {train,validation,test}/*.txt, or *.txt to be split", _folder),
-            Layout("JSON lines {train,validation,test}.jsonl, plain, .gz or .xz: 'text'", _json),
+            json_layout(_row, "'text'"),
         ),
     )
 
@@ -99,14 +99,5 @@ def _texts(paths: list[Path]) -> Iterator[Document]:
         yield Document(path.name, text_of(path))
 
 
-def _json(source: Path) -> Source | None:
-    splits = {split: partial(_rows, file) for split, file in json_splits(source).items()}
-    return Source("JSON lines", dict(splits)) if splits else None
-
-
-def _rows(file: Path) -> Iterator[Document]:
-    row = None
-    for row in json_lines(file):
-        yield Document(row.place, row.text("text").decode())
-    if row is None:
-        raise ValueError(f"{file}: no rows in it: fetch the file again, or leave it out")
+def _row(row: Row) -> Document:
+    return Document(row.place, row.text("text").decode())
