@@ -5,8 +5,10 @@ import json
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,11 +21,8 @@ from leapformer.tasks.runs import RESULT
 from leapformer.tasks.speech import evaluate as module
 from leapformer.tasks.speech.audio import read_audio
 from leapformer.tasks.speech.evaluate import evaluate, forms, table
-from leapformer.tasks.speech.simulate import AGENT
+from leapformer.tasks.speech.simulate import AGENT, SEGMENT
 from leapformer.tasks.speech.translator import Translator
-
-UNIT = 80
-"""Milliseconds; a unit of the tiny recipe."""
 
 
 @contextmanager
@@ -59,7 +58,7 @@ def test_the_agent_writes_what_a_session_writes(learned, curve, data):
         for i, one in zip(read, log, strict=True):
             session.reset()
             sound = read_audio(data.splits["test"][i]["audio"])
-            size, text, when = 16 * UNIT, "", []
+            size, text, when = 16 * SEGMENT, "", []
             for begin in range(0, len(sound), size):
                 text += session.push(sound[begin : begin + size])
                 heard = min(begin + size, len(sound)) / 16
@@ -149,7 +148,7 @@ def test_what_cannot_be_evaluated_is_one_line(learned, folder, tmp_path, capsys)
         assert main([*line, "--runs", str(tmp_path)]) == 2
         assert cure in capsys.readouterr().err
     assert main([*line, "--runs", str(learned[0]), "--waits", "1,few"]) == 2
-    assert "give whole numbers" in capsys.readouterr().err
+    assert "a wait is 'few': give units" in capsys.readouterr().err
     assert main([*line, "--runs", str(learned[0]), str(learned[0])]) == 2
     assert "the same name" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -189,3 +188,39 @@ def test_no_bad_wav_ends_simuleval(learned, data, tmp_path):
     assert said["empty"] == said["short"] == ""
     assert said["plain"] == said["rate"] == said["stereo"]
     assert said["plain"].startswith(said["nan"][: len(said["nan"]) // 2])
+
+
+def test_a_source_that_the_model_cannot_take_ends_there_and_the_next_begins_anew(
+    learned, data, monkeypatch
+):
+    from leapformer.tasks.speech.agent import LeaPformerAgent
+
+    agent = LeaPformerAgent(Namespace(model_path=learned[0] / "model", wait_k="1"))
+    encoder = agent.session.translator.model.encoder
+    sound, step = read_audio(data.splits["test"][2]["audio"]).tolist(), encoder.step
+
+    def short(frames, state):
+        if state.states is not None and int(state.states.max()) > 2:
+            raise ValueError("positions leave the ramp")
+        return step(frames, state)
+
+    def spoken():
+        agent.reset()
+        written = []
+        for end in [*range(0, len(sound), 800), len(sound)]:
+            states = SimpleNamespace(
+                source=sound[:end], source_sample_rate=16_000, source_finished=end == len(sound)
+            )
+            action = agent.policy(states)
+            written += [] if action.is_read() else action.content.split()
+        assert action.finished
+        return written
+
+    whole = spoken()
+    with monkeypatch.context() as patched:
+        patched.setattr(encoder, "step", short)
+        with pytest.warns(UserWarning, match="rest of a source is left out: positions") as warned:
+            begun = spoken()
+    assert len(warned) == 1
+    assert begun == whole[: len(begun)] != whole
+    assert spoken() == whole

@@ -50,7 +50,7 @@ def test_a_stream_gives_the_frames_of_the_whole_bit_for_bit(extractor, parts):
     for i in range(len(parts)):  # as soon as their windows are whole
         so_far = sum(map(len, parts[: i + 1]))
         assert sum(map(len, found[: i + 1])) == extractor.frames(so_far)
-    frames = np.concatenate([*found, stream.finish()])
+    frames = np.concatenate(found)
     assert len(frames) == extractor.frames(heard)
     if len(frames):
         np.testing.assert_array_equal(frames, extractor([whole])["input_features"][0])
@@ -183,15 +183,6 @@ def test_another_sampling_rate_is_refused(extractor, rate):
 def test_statistics_that_cannot_be_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         LeaPformerFeatureExtractor(**options)
-
-
-def test_a_finished_stream_takes_nothing_more(extractor):
-    stream = extractor.stream()
-    stream.push(noise(500))
-    assert stream.finish().shape == (0, 80)
-    for call in (lambda: stream.push(noise(10)), stream.finish):
-        with pytest.raises(RuntimeError, match=r"finished.*take a new one"):
-            call()
 
 
 def test_refused_samples_leave_a_stream_as_it_was(extractor):

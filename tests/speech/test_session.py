@@ -17,7 +17,7 @@ from leapformer.models.speech_features import LeaPformerFeatureExtractor
 from leapformer.models.speech_translation import LeaPformerForSpeechTranslation
 from leapformer.ops import LeapState
 from leapformer.tasks.speech import translator as module
-from leapformer.tasks.speech.policy import WaitK
+from leapformer.tasks.speech.policy import WaitK, parse_wait
 from leapformer.tasks.speech.session import SPARE
 from leapformer.tasks.speech.translator import Translator
 from leapformer.zoo.pairs import KeyValues
@@ -240,6 +240,51 @@ def test_a_bad_piece_leaves_the_session_as_it_was():
     with pytest.raises(ValueError, match=r"NaN|finite|number"):
         session.push(np.array([0.1, np.nan], np.float32))
     assert heard(session, sound, [3000]) == heard(other, sound, [3000])
+
+
+@pytest.mark.parametrize("bad", [np.array([np.nan], np.float32), np.zeros(9, int), None])
+def test_a_bad_piece_takes_nothing_from_the_sessions_beside_it(bad):
+    translator, sound = Translator(*build(), 1), noise(1)
+    expected = heard(translator.session(), sound, [8000])
+    session, other = translator.session(), translator.session()
+    pieces = [sound[:8000]] if bad is None else [sound[:8000], bad]
+    with pytest.raises((ValueError, TypeError), match=r"samples|1 pieces of sound for 2"):
+        translator.push([session, other], pieces)
+    assert heard(session, sound, [8000]) == expected
+
+
+def test_whole_sources_are_translated_as_their_streams():
+    model, processor = build()
+    translator = Translator(model, processor, 1)
+    sound = noise(0.025 + 0.01 * (8 * CHUNK - 1) + 1e-6)
+    frames = processor.feature_extractor(sound)["input_features"][0]
+    assert len(frames) == 8 * CHUNK
+    with torch.no_grad():  # as long as a state is missing the model ends, even in the last chunk
+        source = model.encoder(torch.from_numpy(frames)[None].double())
+        begin = torch.tensor([[1]])
+        hidden = [model.decoder(begin, source, torch.tensor([n]))[0, 0] for n in (3, 6, 9, 10)]
+        wanted = torch.tensor([[99.0], [99.0], [99.0], [-99.0]], dtype=torch.float64)
+        model.lm_head.weight[2] = torch.linalg.lstsq(torch.stack(hidden), wanted).solution[:, 0]
+    streamed = heard(translator.session(), sound, [])
+    assert streamed
+    assert translator.translate([frames, frames[:1]]) == [streamed, ""]
+
+
+def test_of_a_long_piece_only_the_rest_is_kept():
+    session = Translator(*build(), 1).session()
+    session.push(noise(5))
+    assert session.frames.base is None
+
+
+@pytest.mark.parametrize(("word", "k"), [("3", 3), (" 12 ", 12), ("all", None), (5, 5)])
+def test_a_wait_is_read(word, k):
+    assert parse_wait(word) == k
+
+
+@pytest.mark.parametrize("word", ["0", "-1", "3,5", "few", "", "None", "1.5"])
+def test_a_wait_that_is_none_is_refused(word):
+    with pytest.raises(ValueError, match="give units of the source, such as 3, or all"):
+        parse_wait(word)
 
 
 def test_an_encoder_that_needs_everything_cannot_be_streamed():

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from ..tasks.speech.recipes import SpeechRecipe, recipe
-from .options import numbers, peek
+from .options import peek
 
 DATA = Path("~/.cache/leapformer/speech/default")
 
@@ -118,15 +118,11 @@ class Evaluate:
 
     def __call__(self) -> None:
         from ..tasks.speech.evaluate import evaluate, table
+        from ..tasks.speech.policy import parse_wait
 
-        waits = [wait(each) for each in self.waits.split(",")]
+        waits = [parse_wait(each) for each in self.waits.split(",")]
         print(table(evaluate(self.runs, waits, self.out, self.data, self.utterances)))
         print(f"{self.out}/results.json, table.md, curve.png")
-
-
-def wait(word: str) -> int | None:
-    """Units of --wait or --waits, None for all; ValueError for what is neither."""
-    return None if word.strip() == "all" else numbers("--wait", word)[0]
 
 
 @dataclass
@@ -145,10 +141,11 @@ class Translate:
     """Say at which second of the source each piece of text came."""
 
     def __call__(self) -> None:
+        from ..tasks.speech.policy import parse_wait
         from ..tasks.speech.session import translate
         from ..tasks.speech.translator import Translator
 
-        session = Translator.load(self.model, wait(self.wait)).session()
+        session = Translator.load(self.model, parse_wait(self.wait)).session()
         for second, text in translate(session, self.audio, self.piece):
             print(f"{second:6.2f} s {text}\n" if self.times else text, end="", flush=True)
         print()

@@ -114,7 +114,7 @@ class LeaPformerFeatureExtractor(SequenceFeatureExtractor):
         rows = []
         for i, each in enumerate(batch):
             name = f"audio[{i}]"
-            samples = _checked(each, name)
+            samples = check_samples(each, name)
             if not self.frames(len(samples)):
                 raise ValueError(
                     f"{name} has {len(samples)} samples: expected at least {self.window}, "
@@ -146,7 +146,8 @@ class FeatureStream:
     """Features of audio as it comes in; `LeaPformerFeatureExtractor.stream` makes one.
 
     The frames of all calls, one behind the other, are those of the extractor for the whole audio,
-    bit for bit, however it was cut. Less than a window of samples is kept between calls.
+    bit for bit, however it was cut. Less than a window of samples is kept between calls: at the end
+    there is nothing more to give, since a window that the audio ends in is none.
     """
 
     def __init__(self, extractor: LeaPformerFeatureExtractor) -> None:
@@ -161,27 +162,12 @@ class FeatureStream:
         self.extractor = extractor
         self._fbank = library.OnlineFbank(options)
         self._given = 0
-        self._finished = False
 
     def push(self, samples: Samples) -> Floats:
         """Take more samples, 1-D floats in [-1, 1], also none; gives the frames that are now whole,
-        float32 [T, feature_size]. Raises as the extractor does; RuntimeError after `finish`."""
-        if self._finished:
-            raise RuntimeError("the stream is finished: take a new one, extractor.stream()")
-        scaled = _checked(samples, "samples") * np.float32(self.extractor.scale)
+        float32 [T, feature_size]. Raises as `check_samples` does, and takes nothing then."""
+        scaled = check_samples(samples) * np.float32(self.extractor.scale)
         self._fbank.accept_waveform(self.extractor.sampling_rate, scaled)
-        return self._ready()
-
-    def finish(self) -> Floats:
-        """The last frames, float32 [T, feature_size]. There are none: a window that the audio ended
-        in is dropped. Raises RuntimeError if called twice."""
-        if self._finished:
-            raise RuntimeError("the stream is finished already: take a new one, extractor.stream()")
-        self._finished = True
-        self._fbank.input_finished()
-        return self._ready()
-
-    def _ready(self) -> Floats:
         ready = self._fbank.num_frames_ready
         frames = np.empty((ready - self._given, self.extractor.feature_size), np.float32)
         for row, i in enumerate(range(self._given, ready)):
@@ -191,8 +177,9 @@ class FeatureStream:
         return self.extractor.normalize(frames)
 
 
-def _checked(audio: Samples, name: str) -> Floats:
-    """The samples as float32 [n]."""
+def check_samples(audio: Samples, name: str = "samples") -> Floats:
+    """The samples as float32 [n]. Raises ValueError for what is not 1-D, not finite or far louder
+    than 1, and TypeError for integers."""
     found = np.asarray(audio)
     if found.ndim != 1:
         raise ValueError(

@@ -14,7 +14,7 @@ from ..comparison import grouped, over_seeds, where
 from ..runs import RESULT
 from .audio import RATE, AudioError, read_audio
 from .data import Utterances, load
-from .simulate import REFERENCES, SOURCES, check_tools, simulate
+from .simulate import REFERENCES, SEGMENT, SOURCES, check_tools, simulate
 
 SCORES = "scores.json"
 
@@ -102,7 +102,7 @@ def _sources(split: Utterances, count: int | None, out: Path) -> dict[str, Any]:
 def _point(model: Path, wait: int | None, out: Path, place: Path) -> dict[str, Any]:
     """What `simulate` finds, kept beside its log."""
     used = [model / "model.safetensors", out / REFERENCES]
-    wanted = [hashlib.sha256(file.read_bytes()).hexdigest() for file in used]
+    wanted = [SEGMENT, *(hashlib.sha256(file.read_bytes()).hexdigest() for file in used)]
     kept = place / SCORES
     if kept.is_file() and (held := read_json(kept))["of"] == wanted:
         return {**held["scores"], "machine": held["machine"]}

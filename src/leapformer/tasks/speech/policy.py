@@ -43,3 +43,14 @@ class WaitK:
     def writes(self, token: int, heard: int, finished: bool) -> bool:
         """WRITE that token now (True), or READ on (False)? `heard` states are there so far."""
         return finished or heard >= self.needs(token)
+
+
+def parse_wait(word: str) -> int | None:
+    """Units of the source to wait for, at least 1, or None for "all". Raises ValueError for another
+    word."""
+    word = str(word).strip()
+    if word == "all":
+        return None
+    if not word.isdecimal() or not int(word):
+        raise ValueError(f"a wait is {word!r}: give units of the source, such as 3, or all")
+    return int(word)

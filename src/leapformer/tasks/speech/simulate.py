@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ...models import LeaPformerSpeechConfig
 from .quality import scores
 
 LATENCIES = ("LAAL", "AL", "AP", "DAL")
 AGENT = "leapformer.tasks.speech.agent.LeaPformerAgent"
+SEGMENT = 40
+"""Milliseconds that are heard at once: short beside a unit, which is complete at no multiple of its
+own length."""
 SOURCES, REFERENCES = "sources.txt", "references.txt"
 
 
@@ -28,7 +30,7 @@ def check_tools() -> None:
 
 
 def simulate(model: Path, wait: int | None, sources: Path, out: Path) -> dict[str, Any]:
-    """Stream the wav files that `sources.txt` in the folder `sources` names, a unit at a time,
+    """Stream the wav files that `sources.txt` in the folder `sources` names, 40 ms at a time,
     through SimulEval's command line, and leave its log in the new folder `out`.
 
     Returns `bleu`, `chrf` and `exact` against `references.txt`; the `real_time_factor`, seconds of
@@ -39,13 +41,12 @@ def simulate(model: Path, wait: int | None, sources: Path, out: Path) -> dict[st
 
     Raises RuntimeError with the tool's last words where one fails.
     """
-    config = LeaPformerSpeechConfig.from_pretrained(model)
     references = sources / REFERENCES
     _run(
         "simuleval",
         *("--agent-class", AGENT, "--model-path", str(model), "--wait-k", str(wait or "all")),
         *("--source", str(sources / SOURCES), "--target", str(references)),
-        *("--source-segment-size", str(40 * config.wait_ratio), "--output", str(out)),
+        *("--source-segment-size", str(SEGMENT), "--output", str(out)),
         *("--no-scoring", "--no-progress-bar"),
     )
     log = [json.loads(line) for line in (out / "instances.log").read_text().splitlines()]

@@ -9,12 +9,11 @@
     type: leapformer.tasks.speech.simulstream.LeaPformerProcessor
     model_path: results/speech/digits/model
     wait_k: 3                  # units of the source, or all
-    speech_chunk_size: 0.32    # seconds of sound that are pushed at once
+    speech_chunk_size: 0.1     # seconds of sound that are pushed at once
     latency_unit: word
     detokenizer_type: simuleval
 """
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,6 +25,7 @@ except ModuleNotFoundError as error:
         f"{error}; serving streams needs it: pip install 'leapformer[simulstream]'"
     ) from None
 
+from .policy import parse_wait
 from .translator import Translator
 from .words import Words
 
@@ -45,9 +45,7 @@ class LeaPformerProcessor(SpeechProcessor):
         """`model_path` and `wait_k` of the configuration; once for a whole pool."""
         key = _key(config)
         if key not in cls.translators:
-            cls.translators[key] = Translator.load(
-                Path(key[0]), None if key[1] == "all" else int(key[1])
-            )
+            cls.translators[key] = Translator.load(key[0], parse_wait(key[1]))
 
     def clear(self) -> None:
         """Ready for the next speaker."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...models import LeaPformerSpeechProcessor
 from ...models.speech_decoder import LeaPformerSpeechCache
 from ...models.speech_encoder import EncoderState, SpeechEncoderOutput
+from ...models.speech_features import check_samples
 from ...models.speech_translation import LeaPformerForSpeechTranslation
 from ..pretrained import load_pretrained
 from .policy import WaitK
@@ -42,7 +43,7 @@ class Translator:
             self.blank = self._blank()
 
     @staticmethod
-    def load(folder: Path, k: int | None) -> "Translator":
+    def load(folder: Path | str, k: int | None) -> "Translator":
         """The translator that a run left in its folder `model`; raises as `load_pretrained`."""
         model, processor = load_pretrained(
             folder, LeaPformerForSpeechTranslation, LeaPformerSpeechProcessor
@@ -58,11 +59,15 @@ class Translator:
         self, sessions: Sequence[TranslationSession], pieces: Sequence[ArrayLike]
     ) -> list[str]:
         """To each session its piece of sound, float [samples] at the extractor's rate, and what
-        each writes then. Raises as `TranslationSession.push`, before anything is taken in."""
+        each writes then. Raises as `TranslationSession.push`, and ValueError for another number of
+        pieces, before anything is taken in."""
+        if len(sessions) != len(pieces):
+            raise ValueError(f"{len(pieces)} pieces of sound for {len(sessions)} sessions")
         for session in sessions:
             session.check_open()
-        found = [s.features.push(p) for s, p in zip(sessions, pieces, strict=True)]
-        for session, frames in zip(sessions, found, strict=True):
+        sound = [check_samples(np.asarray(piece)) for piece in pieces]
+        for session, samples in zip(sessions, sound, strict=True):
+            frames = session.features.push(samples)
             session.frames = np.concatenate([session.frames, frames])
         return self._advance(sessions)
 
@@ -72,7 +77,6 @@ class Translator:
         for session in sessions:
             session.check_open()
         for session in sessions:
-            session.frames = np.concatenate([session.frames, session.features.finish()])
             session.ended = True
         return self._advance(sessions)
 
@@ -81,8 +85,9 @@ class Translator:
         """What sessions write of these sources, frames [T, bins] as the extractor gives them."""
         sessions = [self.session() for _ in sources]
         for session, frames in zip(sessions, sources, strict=True):
-            session.frames, session.ended = frames, True
-        return self._advance(sessions)
+            session.frames = frames
+        pushed, rest = self._advance(sessions), self.finish(sessions)
+        return [text + end for text, end in zip(pushed, rest, strict=True)]
 
     def _blank(self) -> Memory:
         """The states before anything was heard or written."""
@@ -107,8 +112,8 @@ class Translator:
             for frames, group in ready.items():
                 self._listen(group, frames)
         for session in sessions:
-            if session.ended:
-                session.done = True
+            session.done = session.done or session.ended
+            session.frames = session.frames.copy()  # of a long piece only what is left
         return [text[id(session)] for session in sessions]
 
     def _listen(self, sessions: Sequence[TranslationSession], frames: int) -> None:
