@@ -105,6 +105,22 @@ def test_a_truncated_mp3_is_never_a_shorter_one(tmp_path):
         read_audio(path)
 
 
+def test_a_flac_file_from_a_pipe_does_not_know_its_length(tmp_path):
+    path = written(tmp_path, noise(5000), form=("flac", "PCM_16"))
+    content = bytearray(path.read_bytes())
+    content[21] &= 0xF0  # the 36 bits of STREAMINFO that count samples: 0 where nobody knows
+    content[22:26] = bytes(4)
+    path.write_bytes(content)
+    with pytest.raises(AudioError, match=f"^{path}: its header does not say how long it is"):
+        read_audio(path)
+
+
+def test_samples_without_a_header_are_refused(tmp_path):
+    (tmp_path / "a.raw").write_bytes(bytes(4000))
+    with pytest.raises(AudioError, match=r"a\.raw: cannot be read as audio"):
+        read_audio(tmp_path / "a.raw")
+
+
 @pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFF000])
 def test_a_wav_file_from_a_pipe_does_not_know_its_length(tmp_path, size):
     path = written(tmp_path, noise(5000))

@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -92,6 +93,8 @@ def test_must_c_is_read_line_by_line(rows):
         root = must_c(Path(folder), rows)
         source = read(root)
         assert source.layout == "MuST-C en-de"
+        with chdir(root / "en-de"):
+            assert read(Path()).layout == "MuST-C en-de"
         assert read(root / "en-de").splits.keys() == source.splits.keys() == set(SPLITS)
         for split, published in MUST_C.items():
             utterances = list(source.splits[split]())
@@ -210,12 +213,21 @@ def test_covost_is_read_row_by_row_and_nothing_quotes(texts):
             assert found(root, split) == expected
 
 
+def test_covost_is_cut_into_splits_first(tmp_path):
+    (tmp_path / "covost_v2.fr_en.tsv").write_text("path\ttranslation\tsplit\n")
+    (tmp_path / "train.tsv").write_text("client_id\tpath\n")  # Common Voice's own
+    with pytest.raises(FileNotFoundError, match=r"covost_v2.fr_en.tsv .*get_covost_splits.py"):
+        read(tmp_path)
+
+
 def test_covost_has_pairs_and_clips(tmp_path):
     covost(tmp_path, [("a.wav", "un", "one")])
     covost(tmp_path, [("a.wav", "un", "eins")], "fr_de")
     assert found(tmp_path, pair="fr-de")[0].translation == "eins"
     with pytest.raises(ValueError, match="fr-de, fr-en: choose one with --pair"):
         read(tmp_path)
+    (tmp_path / "covost_v2.fr_en.tsv").touch()  # its source may stay beside the splits
+    assert found(tmp_path, pair="fr-en")[0].translation == "one"
     (tmp_path / "clips" / "a.wav").unlink()
     message = r"train.tsv:2: its audio file .*a.wav is missing"
     with pytest.raises(FileNotFoundError, match=message):

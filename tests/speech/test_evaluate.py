@@ -7,6 +7,7 @@ import subprocess
 import sys
 from argparse import Namespace
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -98,7 +99,7 @@ def test_the_record_says_how_good_and_how_late(curve):
 
 def test_the_table_has_a_row_a_form_and_a_wait(curve):
     _, (result,) = curve
-    other = json.loads(json.dumps(result))
+    other, longer = deepcopy(result), deepcopy(result)
     other["signature"]["run"]["recipe"]["learned_progress"] = False
     other["points"][0]["omnisteval"] = None
     said = table([result, result, other])
@@ -113,6 +114,9 @@ def test_the_table_has_a_row_a_form_and_a_wait(curve):
     assert rows[2][5] == "-"
     assert "7 test utterances" in said
     assert [len(group) for group in forms([result, result, other]).values()] == [2, 1]
+    longer["signature"]["run"]["recipe"]["steps"] = 999
+    steps = result["signature"]["run"]["recipe"]["steps"]
+    assert [name[-9:] for name in forms([result, longer])] == [f"steps {steps}", "steps 999"]
 
 
 def test_finished_simulations_are_kept(learned, curve, folder, data, tmp_path, monkeypatch):

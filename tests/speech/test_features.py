@@ -178,6 +178,7 @@ def test_another_sampling_rate_is_refused(extractor, rate):
         ({"mean": [np.nan] * 80}, "finite"),
         ({"std": [1.0] * 79 + [0.0]}, "least std is 0.0"),
         ({"std": [1.0] * 79 + [-1.0]}, "least std is -1.0"),
+        ({"padding_side": "left"}, "padding_side is 'left': padding comes last"),
     ],
 )
 def test_statistics_that_cannot_be_are_refused(options, message):

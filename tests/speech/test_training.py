@@ -50,7 +50,7 @@ def test_utterances_of_a_batch_are_of_like_length():
 
 def test_a_batch_is_its_utterances(data, tiny):
     items = [data.splits["train"][i] for i in (0, 2, 4)]
-    batch = Collator(data, tiny, training=False)(items)
+    batch = Collator(data, tiny)(items)
     lengths = [len(item["input_features"]) for item in items]
     assert batch["input_features"].shape == (3, max(lengths), 80)
     assert batch["attention_mask"].sum(1).tolist() == lengths
@@ -70,7 +70,7 @@ def test_a_batch_is_its_utterances(data, tiny):
 
 def test_a_recogniser_is_given_transcripts(data, tiny):
     items = [data.splits["train"][i] for i in (0, 2)]
-    batch = Collator(data, tiny, training=False, recognise=True)(items)
+    batch = Collator(data, tiny, recognise=True)(items)
     assert batch.keys() == {"input_features", "attention_mask", "labels"}
     ids = [[x for x in row if x != -100] for row in batch["labels"].tolist()]
     texts = [data.transcript_tokenizer.decode(row, skip_special_tokens=True) for row in ids]
@@ -79,16 +79,30 @@ def test_a_recogniser_is_given_transcripts(data, tiny):
 
 def test_what_is_drawn_follows_from_the_utterances(data, tiny):
     items = [data.splits["train"][i] for i in range(48)]
-    drawn = []
+    order, drawn = ByLength(data.splits["train"].frames, 4, 0), []
     for _ in range(2):
-        collate = Collator(data, tiny, seed=3)
+        collate = Collator(data, tiny, 3, order)
         drawn.append([collate(items[i : i + 4]) for i in range(0, 48, 4)])
     for a, b in zip(*drawn, strict=True):
         assert torch.equal(a["input_features"], b["input_features"])
         assert a["wait_k"] == b["wait_k"]
     assert {batch["wait_k"] for batch in drawn[0]} == {1, 2, None}
-    again = Collator(data, tiny, seed=4)(items[:4])["input_features"]
+    again = Collator(data, tiny, 4, order)(items[:4])["input_features"]
     assert not torch.equal(again, drawn[0][0]["input_features"])
+    order.set_epoch(1)
+    later = [Collator(data, tiny, 3, order)(items[i : i + 4]) for i in range(0, 48, 4)]
+    for name in ("input_features", "wait_k"):
+        assert any(str(a[name]) != str(b[name]) for a, b in zip(later, drawn[0], strict=True))
+
+
+@pytest.mark.parametrize("batches", [1, 3, 8, 40, 300])
+def test_utterances_of_a_small_corpus_meet_others_in_each_epoch(batches):
+    lengths = np.random.default_rng(0).integers(100, 800, 8 * batches)
+    sampler, met = ByLength(lengths, 8, 0), []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        met.append({frozenset(x) for x in np.array(list(sampler)).reshape(-1, 8).tolist()})
+    assert len(met[0] & met[1]) <= (batches == 1)
 
 
 @given(frames=st.integers(1, 60), seed=st.integers(0, 999))

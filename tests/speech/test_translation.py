@@ -105,6 +105,16 @@ def test_visible_counts_stand_for_wait_k(model):
     by_rule = model(sound, decoder_input_ids=ids, wait_k=2, use_cache=False).logits
     by_count = model(sound, decoder_input_ids=ids, visible=counts, use_cache=False).logits
     torch.testing.assert_close(by_rule, by_count, **CLOSE)
+    by_row = model(sound, decoder_input_ids=ids, visible=counts.expand(2, -1))
+    torch.testing.assert_close(by_row.logits, by_count, **CLOSE)
+    assert by_row.past_key_values is None
+
+
+def test_the_source_comes_back_whole_whatever_was_seen_of_it(model):
+    sound, ids = case(60, 3)
+    for how in ({}, {"wait_k": 1}, {"use_cache": False}):
+        found = model(sound, decoder_input_ids=ids, **how).encoder_last_hidden_state
+        assert torch.equal(found, model.encoder(sound).last_hidden_state)
 
 
 @pytest.mark.parametrize("k", [2, None])
@@ -231,6 +241,23 @@ def test_an_offline_encoder_may_be_of_any_kind():
         (
             {"input_features": torch.ones(2, 8, 6).double(), "labels": torch.ones(2, 1).long()},
             r"expected \[B, T, 5\]",
+        ),
+        (
+            {
+                "input_features": torch.ones(2, 8, 5).double(),
+                "attention_mask": torch.tensor([[1] * 8, [0] * 4 + [1] * 4]),
+                "labels": torch.ones(2, 1).long(),
+            },
+            "padding must come last",
+        ),
+        (
+            {
+                "input_features": torch.ones(2, 8, 5).double(),
+                "labels": torch.ones(2, 1).long(),
+                "visible": torch.tensor([[1], [2]]),
+                "use_cache": True,
+            },
+            "visible has a row for each sequence",
         ),
     ],
 )

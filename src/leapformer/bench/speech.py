@@ -1,5 +1,6 @@
 """What a translation stream costs: over an hour of sound, and with many sessions at once."""
 
+import dataclasses
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,13 +13,10 @@ from tqdm import trange
 from transformers import PreTrainedTokenizerFast
 
 from .. import plots
-from ..models import (
-    LeaPformerFeatureExtractor,
-    LeaPformerForSpeechTranslation,
-    LeaPformerSpeechConfig,
-)
+from ..models import LeaPformerFeatureExtractor, LeaPformerForSpeechTranslation
 from ..results import signature, writable_folder, write_json
 from ..tasks.speech.recipes import recipe
+from ..tasks.speech.train import configuration
 from ..tasks.speech.translator import Translator
 from ..timing import spread
 from ..timing import threads as limited
@@ -80,22 +78,9 @@ def run(
 
 def _translator(preset: str, cross: str, wait: int) -> Translator:
     """A translator of the recipe's shape that has learned nothing."""
-    chosen = recipe(preset)
     torch.manual_seed(0)
-    config = LeaPformerSpeechConfig(
-        vocab_size=512,
-        hidden_size=chosen.hidden_size,
-        encoder_layers=chosen.encoder_layers,
-        decoder_layers=chosen.decoder_layers,
-        num_attention_heads=chosen.num_attention_heads,
-        intermediate_size=chosen.intermediate_size,
-        encoder_chunk=chosen.encoder_chunk,
-        wait_ratio=chosen.wait_ratio,
-        encoder_convolution=chosen.encoder_convolution,
-        decoder_convolution=chosen.decoder_convolution,
-        cross_attention=cross,
-        tie_word_embeddings=False,
-    )
+    chosen = dataclasses.replace(recipe(preset), cross_attention=cross)
+    config = configuration(chosen, vocab_size=512, tie_word_embeddings=False)
     words = Tokenizer(models.WordLevel({f"▁w{i}": i for i in range(512)}, unk_token="▁w0"))
     words.decoder = decoders.Metaspace()
     processor = SimpleNamespace(

@@ -12,6 +12,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from ..layers import BlockState, Subsampling, TransformerBlock
 from ..ops import Visible
+from ..ops.checks import forbid
 from ..progress import Progress
 from .base import build_heads, check_trait
 from .speech_configuration import LeaPformerSpeechConfig
@@ -158,6 +159,8 @@ class LeaPformerSpeechEncoder(nn.Module):
         x, _ = self.subsampling(input_features)
         real = None
         if attention_mask is not None:
+            padded_first = (attention_mask[:, 1:] > attention_mask[:, :-1]).any()
+            forbid(padded_first, "attention_mask: padding must come last, behind the sound")
             lengths = attention_mask.bool().sum(1) // self.subsampling.factor
             real = torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(1)
         visible = Visible.all() if self.chunk is None else Visible.chunks(self.chunk)

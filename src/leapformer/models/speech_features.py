@@ -33,7 +33,7 @@ class LeaPformerFeatureExtractor(SequenceFeatureExtractor):
         std: of each bin, alike, above 0; None for ones.
 
     Raises ModuleNotFoundError where kaldi-native-fbank is not installed, naming the extra, and
-    ValueError for statistics of another size.
+    ValueError for statistics of another size and for padding that comes first.
     """
 
     model_input_names = ("input_features", "attention_mask")
@@ -52,6 +52,8 @@ class LeaPformerFeatureExtractor(SequenceFeatureExtractor):
         **kwargs: Any,
     ) -> None:
         super().__init__(feature_size, sampling_rate, padding_value, **kwargs)
+        if self.padding_side != "right":
+            raise ValueError(f"padding_side is {self.padding_side!r}: padding comes last, 'right'")
         self.window_ms, self.shift_ms = window_ms, shift_ms
         self.dither, self.scale = dither, scale
         self.mean = [0.0] * feature_size if mean is None else [float(x) for x in mean]

@@ -23,7 +23,8 @@ class LeaPformerForSpeechTranslation(LeaPformerPreTrainedModel, GenerationMixin)
     """Frames [B, T, bins] and target ids [B, N] -> logits [B, N, vocab_size].
 
     With `wait_k` the tokens see what a stream under that policy has heard; without, all of the
-    source. `generate` translates offline, or, with `wait_k=`, as the stream would.
+    source. `generate` translates offline, or, with `wait_k=`, under what a stream would have heard;
+    unlike a stream it takes the first end, though the source goes on.
     """
 
     config: LeaPformerSpeechConfig
@@ -81,7 +82,8 @@ class LeaPformerForSpeechTranslation(LeaPformerPreTrainedModel, GenerationMixin)
         ctc_labels: [B, M], the transcript, -100 at padding; for models with `ctc_vocab_size`.
         past_key_values: what came before, of the same source. It is changed.
         wait_k: units of the source that the first token waits for; None: all of it.
-        visible: [N] or [B, N], in place of `wait_k`: how many states each token sees.
+        visible: [N] or, without a cache, [B, N], in place of `wait_k`: how many states each token
+            sees.
         num_items_in_batch: by which the summed losses are divided, instead of the labels here.
         """
         source = encoder_outputs
@@ -94,13 +96,19 @@ class LeaPformerForSpeechTranslation(LeaPformerPreTrainedModel, GenerationMixin)
                 raise ValueError("give decoder_input_ids or labels")
             decoder_input_ids = self.shifted(labels)
         cache = past_key_values
-        if cache is None and (not self.training if use_cache is None else use_cache):
+        by_row = visible is not None and visible.dim() > 1
+        if cache is None and (not (self.training or by_row) if use_cache is None else use_cache):
             cache = LeaPformerSpeechCache()
+        if cache is not None and by_row:
+            raise ValueError(
+                "visible has a row for each sequence, and a cache goes on for all alike: "
+                "give use_cache=False, or one row [N]"
+            )
         if cache is not None and not isinstance(cache, LeaPformerSpeechCache):
             raise TypeError(
                 f"past_key_values is a {type(cache).__name__}: expected a LeaPformerSpeechCache"
             )
-        seen = self._seen(decoder_input_ids, source, cache, wait_k, visible)
+        whole, seen = source, self._seen(decoder_input_ids, source, cache, wait_k, visible)
         if cache is not None:
             source, seen = _unheard(source, seen, cache.heard)
         hidden = self.decoder(decoder_input_ids, source, seen, cache)
@@ -122,7 +130,7 @@ class LeaPformerForSpeechTranslation(LeaPformerPreTrainedModel, GenerationMixin)
             loss=loss,
             logits=logits,
             past_key_values=cache,
-            encoder_last_hidden_state=source.last_hidden_state,
+            encoder_last_hidden_state=whole.last_hidden_state,
         )
 
     def shifted(self, labels: Tensor) -> Tensor:

@@ -27,6 +27,9 @@ _CUT = re.compile(r"^data : (\d+) \(should be \d+\)", re.MULTILINE)
 _UNKNOWN = 0x7FFFF000
 """Bytes that headers give from here on where the length was not known when writing began."""
 
+_ENDLESS = 2**62
+"""Samples that libsndfile gives from here on for a FLAC file of unknown length."""
+
 
 class AudioError(ValueError):
     """Audio that is there and cannot be used: damaged, empty, or without the span asked for."""
@@ -41,7 +44,8 @@ def read_audio(path: Path, start: float = 0.0, duration: float | None = None) ->
     header that LAME and ffmpeg write (Xing): without it its length is only guessed.
 
     Raises FileNotFoundError for a missing file, and AudioError for one that is empty, no audio,
-    truncated, or holds NaN or infinity, and for a span that does not lie inside it; all name it.
+    truncated, of unknown length, or holds NaN or infinity, and for a span that does not lie inside
+    it; all name it.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such audio file")
@@ -53,7 +57,7 @@ def read_audio(path: Path, start: float = 0.0, duration: float | None = None) ->
             begin, count = _span(file, path, start, duration)
             file.seek(begin)
             found = file.read(count, dtype="float32", always_2d=True)
-    except soundfile.SoundFileError as error:
+    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: .raw, samples alone
         raise AudioError(f"{path}: cannot be read as audio ({error}): fetch it again") from None
     if len(found) < count:
         raise AudioError(
@@ -69,6 +73,11 @@ def read_audio(path: Path, start: float = 0.0, duration: float | None = None) ->
 def _span(file: Any, path: Path, start: float, duration: float | None) -> tuple[int, int]:
     """First sample and number of samples, after a look at whether they are there."""
     rate, total = file.samplerate, file.frames
+    if total >= _ENDLESS:
+        raise AudioError(
+            f"{path}: its header does not say how long it is, as of FLAC from a pipe: decode "
+            "and encode it anew"
+        )
     cut = _CUT.search(file.extra_info)
     if cut is not None and int(cut[1]) < _UNKNOWN:
         raise AudioError(

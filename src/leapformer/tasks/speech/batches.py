@@ -22,9 +22,9 @@ class Collator:
     Args:
         data: what `prepare` left.
         recipe: what is drawn: k from `waits`, and what SpecAugment hides.
-        seed: of that; what is drawn follows from it and from which utterances meet in a batch, so
-            that a run which was stopped goes on as if nothing had happened.
-        training: False: `validation_wait`, nothing hidden.
+        seed: of that; what is drawn follows from it, the epoch and which utterances meet in a
+            batch, so that a run which was stopped goes on as if nothing had happened.
+        order: knows the epoch of training; None for validation: `validation_wait`, nothing hidden.
         recognise: labels are transcripts, and all of the source is seen.
     """
 
@@ -33,17 +33,18 @@ class Collator:
         data: SpeechData,
         recipe: SpeechRecipe,
         seed: int = 0,
-        training: bool = True,
+        order: "ByLength | None" = None,
         recognise: bool = False,
     ) -> None:
-        self.data, self.recipe, self.training, self.recognise = data, recipe, training, recognise
+        self.data, self.recipe, self.order, self.recognise = data, recipe, order, recognise
         self.seed = seed
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         together = zlib.crc32("\n".join(item["id"] for item in items).encode())
-        chance = np.random.default_rng([self.seed, together])
+        epoch = 0 if self.order is None else self.order.epoch
+        chance = np.random.default_rng([self.seed, epoch, together])
         frames = [torch.from_numpy(np.array(item["input_features"])) for item in items]
-        if self.training:
+        if self.order is not None:
             frames = [hidden(part, self.recipe, chance) for part in frames]
         lengths = torch.tensor([len(part) for part in frames])
         features = pad_sequence(frames, batch_first=True)
@@ -61,7 +62,7 @@ class Collator:
             ends = self.data.transcript_tokenizer
             batch["ctc_labels"] = padded_labels(ends, transcripts, end=False)
         wait = self.recipe.validation_wait
-        if self.training:
+        if self.order is not None:
             wait = int(chance.choice(self.recipe.waits))
         return {**batch, "wait_k": wait or None}
 
@@ -77,7 +78,7 @@ class ByLength(torch.utils.data.Sampler[int]):
     """
 
     together = 50
-    """Batches that are sorted among each other."""
+    """Batches that are sorted among each other, at most; a quarter of a smaller corpus."""
 
     def __init__(self, lengths: NDArray[np.int64], batch: int, seed: int) -> None:
         self.lengths, self.batch, self.seed, self.epoch = lengths, batch, seed, 0
@@ -92,7 +93,7 @@ class ByLength(torch.utils.data.Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         chance = np.random.default_rng([self.seed, self.epoch])
         order = chance.permutation(len(self.lengths))
-        many = self.together * self.batch
+        many = max(1, min(self.together, len(order) // self.batch // 4)) * self.batch
         batches = []
         for i in range(0, len(order), many):
             part = order[i : i + many]

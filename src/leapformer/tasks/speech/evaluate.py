@@ -115,21 +115,39 @@ def _point(model: Path, wait: int | None, out: Path, place: Path) -> dict[str, A
 
 
 def _title(result: dict[str, Any]) -> str:
-    run, sources = result["signature"]["run"], result["signature"]["sources"]
-    recipe = run["recipe"]
+    sources, unit = result["signature"]["sources"], _unit(result)
     return (
-        f"{run['data']['layout']}, preset {recipe['preset']}, {recipe['steps']:,} steps: "
-        f"{sources['utterances']} test utterances; beside the points how many units of "
-        f"{40 * recipe['wait_ratio']} ms are waited for"
+        f"{_about(result)}: {sources['utterances']} test utterances; beside the points how many "
+        f"units of {unit} ms are waited for"
     )
 
 
+def _about(result: dict[str, Any]) -> str:
+    run = result["signature"]["run"]
+    recipe = run["recipe"]
+    return f"{run['data']['layout']}, preset {recipe['preset']}, {recipe['steps']:,} steps"
+
+
+def _unit(result: dict[str, Any]) -> int:
+    """Milliseconds of a unit of the source."""
+    return 40 * int(result["signature"]["run"]["recipe"]["wait_ratio"])
+
+
 def forms(results: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Runs by their cross-attention, in order of appearance."""
+    """Runs by their cross-attention, and by all else in which their recipes differ, in order of
+    appearance."""
+    recipes = [result["signature"]["run"]["recipe"] for result in results]
+    told = ("cross_attention", "learned_progress")
+    more = [
+        key
+        for key in dict.fromkeys(key for recipe in recipes for key in recipe)
+        if key not in told and any(each.get(key) != recipes[0].get(key) for each in recipes)
+    ]
 
     def form(signed: dict[str, Any]) -> str:
         recipe = signed["run"]["recipe"]
-        return recipe["cross_attention"] + " + learned progress" * recipe["learned_progress"]
+        name = recipe["cross_attention"] + " + learned progress" * recipe["learned_progress"]
+        return ", ".join([name, *(f"{key} {recipe.get(key)}" for key in more)])
 
     return grouped(results, form)
 
@@ -162,12 +180,10 @@ def table(results: list[dict[str, Any]]) -> str:
                 ]
             )
     first = results[0]
-    run, sources = first["signature"]["run"], first["signature"]["sources"]
-    recipe = run["recipe"]
+    sources, seeds = first["signature"]["sources"], len(next(iter(forms(results).values())))
     note = (
-        f"{run['data']['layout']}, preset {recipe['preset']}, {recipe['steps']:,} steps, "
-        f"{len(next(iter(forms(results).values())))} seed(s); {sources['utterances']} test "
-        f"utterances, {sources['seconds']:,.0f} s. A unit is {40 * recipe['wait_ratio']} ms; "
+        f"{_about(first)}, {seeds} seed(s); {sources['utterances']} test utterances, "
+        f"{sources['seconds']:,.0f} s. A unit is {_unit(first)} ms; "
         "latencies in ms over words, as if computing took no time and, aware, with it (SimulEval's "
         f"log, omnisteval). {where(first['points'][0]['machine'])}."
     )

@@ -26,6 +26,7 @@ def find(pair: str | None, source: Path) -> Source | None:
     The test is tst-COMMON; tst-HE is not read. Raises FileNotFoundError where a part is missing, or
     the pair, and ValueError where there are several pairs and none is chosen.
     """
+    source = source.absolute()  # its name counts, also that of "."
     folders = [source, *(each for each in entries(source) if each.is_dir())]
     there = {
         each.name: each / "data"

@@ -9,13 +9,17 @@ from ..files import SPLITS, files, lines
 from ..source import Source
 from .utterance import Utterance, present, seconds
 
-COVOST = "CoVoST 2: covost_v2.fr_en.{train,dev,test}.tsv beside Common Voice's clips/"
+COVOST = (
+    "CoVoST 2: covost_v2.fr_en.{train,dev,test}.tsv, which its get_covost_splits.py makes, beside "
+    "Common Voice's clips/"
+)
 MANIFEST = (
     "a manifest: {train,validation,test}.tsv with a header, columns audio, transcript, "
     "translation, and if need be id, start, duration"
 )
 
 _COVOST = re.compile(r"covost_v2\.([A-Za-z-]+)_([A-Za-z-]+)\.(train|dev|test)\.tsv")
+_ALL = re.compile(r"covost_v2\.[A-Za-z-]+_[A-Za-z-]+\.tsv")
 _NAMES = {"train": "train", "validation": "validation", "dev": "validation", "test": "test"}
 _NEEDED = ("audio", "transcript", "translation")
 _MARK = "\ufeff"
@@ -33,6 +37,11 @@ def find_covost(pair: str | None, source: Path) -> Source | None:
         if match is not None:
             tables.setdefault(f"{match[1]}-{match[2]}", {})[_NAMES[match[3]]] = file
     if not tables:
+        if whole := [file for file in files(source, ".tsv") if _ALL.fullmatch(file.name)]:
+            raise FileNotFoundError(
+                f"{whole[0]} has the translations alone: cut it into splits with CoVoST's "
+                f"get_covost_splits.py; expected {COVOST}"
+            )
         return None
     if pair is None and len(tables) > 1:
         raise ValueError(f"{source} holds {', '.join(tables)}: choose one with --pair")
@@ -56,7 +65,7 @@ def find_manifest(source: Path) -> Source | None:
             raise ValueError(f"{source}: {splits[split].name} and {file.name}: keep one")
         if split is not None:
             splits[split] = file
-    if not splits or any(_COVOST.fullmatch(file.name) for file in held):
+    if not splits or any(file.name.startswith("covost_v2.") for file in held):
         return None
     return _source("manifest", splits, _manifest)
 

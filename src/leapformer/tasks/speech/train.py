@@ -29,9 +29,23 @@ def build_model(
     """The translator that the recipe describes, or a recogniser with the same encoder."""
     target = data.transcript_tokenizer if recognise else data.processor.tokenizer
     sizes = [int(split.frames.max()) for split in data.splits.values()]
-    config = LeaPformerSpeechConfig(
+    config = configuration(
+        recipe,
         vocab_size=len(target),
         num_mel_bins=data.processor.feature_extractor.feature_size,
+        ctc_vocab_size=len(data.transcript_tokenizer) if recipe.ctc_weight else None,
+        max_source_positions=max(sizes) // 4 + 1,
+        pad_token_id=target.pad_token_id,
+        bos_token_id=target.bos_token_id,
+        eos_token_id=target.eos_token_id,
+        decoder_start_token_id=target.bos_token_id,
+    )
+    return LeaPformerForSpeechTranslation(config)
+
+
+def configuration(recipe: SpeechRecipe, **others: Any) -> LeaPformerSpeechConfig:
+    """What the recipe says of the model; `others` depend on the data."""
+    return LeaPformerSpeechConfig(
         hidden_size=recipe.hidden_size,
         encoder_layers=recipe.encoder_layers,
         decoder_layers=recipe.decoder_layers,
@@ -45,18 +59,12 @@ def build_model(
         decoder_convolution=recipe.decoder_convolution,
         learned_progress=recipe.learned_progress,
         wait_ratio=recipe.wait_ratio,
-        ctc_vocab_size=len(data.transcript_tokenizer) if recipe.ctc_weight else None,
         ctc_weight=recipe.ctc_weight,
         label_smoothing=recipe.label_smoothing,
-        max_source_positions=max(sizes) // 4 + 1,
         hidden_dropout_prob=recipe.dropout,
         initializer_range=recipe.initializer_range,
-        pad_token_id=target.pad_token_id,
-        bos_token_id=target.bos_token_id,
-        eos_token_id=target.eos_token_id,
-        decoder_start_token_id=target.bos_token_id,
+        **others,
     )
-    return LeaPformerForSpeechTranslation(config)
 
 
 def train(recipe: SpeechRecipe, seed: int, out: Path, folder: Path) -> dict[str, Any]:
@@ -149,15 +157,16 @@ def make_trainer(
     )
     whole = range(rows // recipe.batch_size * recipe.batch_size)
     lengths = data.splits["train"].frames[: len(whole)]
+    order = ByLength(lengths, settings.per_device_train_batch_size, seed)
     return _Trainer(
         model,
         settings,
         train_dataset=Subset(data.splits["train"], whole),
         eval_dataset=data.splits["validation"],
         callbacks=[StopOnNaN()],
-        sampler=ByLength(lengths, settings.per_device_train_batch_size, seed),
-        training=Collator(data, recipe, seed, recognise=recognise),
-        validation=Collator(data, recipe, seed, training=False, recognise=recognise),
+        sampler=order,
+        training=Collator(data, recipe, seed, order, recognise),
+        validation=Collator(data, recipe, recognise=recognise),
     )
 
 
