@@ -304,9 +304,10 @@ def test_a_prompt_that_is_no_text_is_one_line(finished, capsys):
     )
 
 
-def test_home_is_found_in_every_place(finished, folder, monkeypatch, capsys):
-    monkeypatch.setenv("HOME", str(finished[0]))
-    (finished[0] / "far.txt").write_text("far far away")
+def test_home_is_found_in_every_place(finished, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").symlink_to(finished[0] / "model")
+    (tmp_path / "far.txt").write_text("far far away")
     for what in (["--data", str(folder)], ["--text", "~/far.txt"]):
         assert (
             main(["lm", "evaluate", "--model", "~/model", "--window", "8", "--context", "4", *what])
