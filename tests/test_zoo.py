@@ -284,7 +284,7 @@ def test_a_streamed_layer_and_block_equal_their_causal_calls(name, pieces):
             parts.append(part)
             start += piece.shape[1]
         whole = module(x, visible="causal", key_mask=real)
-        torch.testing.assert_close(torch.cat(parts, 1), whole)
+        torch.testing.assert_close(torch.cat(parts, 1)[real], whole[real])
 
 
 @pytest.mark.parametrize("name", having(cross=True))

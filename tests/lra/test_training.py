@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, Trainer
 
 import leapformer.models  # noqa: F401 - registers the models with transformers
@@ -142,6 +142,9 @@ def test_half_written_checkpoints_are_passed_over(tmp_path):
     for step, text in {9: state, 10: state, 11: state[: len(state) // 2], 12: "", 13: None}.items():
         place = tmp_path / f"checkpoint-{step}"
         place.mkdir()
+        save_file({}, place / "model.safetensors")
+        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+            torch.save({}, place / name)
         if text is not None:
             text = text.replace(": 0", f": {step}")
             (place / "trainer_state.json").write_text(text)
