@@ -17,6 +17,7 @@ from transformers import (
 
 from leapformer import LeaPformerConfig, LeaPformerForCausalLM, LeaPformerModel
 from leapformer.models import LeaPformerCache
+from leapformer.models.cache import CACHE_NAME, CACHE_NAMES
 from leapformer.zoo import ATTENTIONS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
@@ -115,8 +116,8 @@ def test_a_prefill_in_any_pieces_equals_one_call(attention, pieces, whole_mask):
     for piece in pieces:
         start, end = end, end + piece
         given_mask = mask[:, :end] if whole_mask else mask[:, start:end]
-        out = model(ids[:, start:end], attention_mask=given_mask, past_key_values=cache)
-        assert out.past_key_values is cache
+        out = model(ids[:, start:end], attention_mask=given_mask, cache=cache)
+        assert out[CACHE_NAME] is cache
         parts.append(out.logits)
     real = mask.bool()
     torch.testing.assert_close(torch.cat(parts, 1)[real], expected[real], **CLOSE)
@@ -132,7 +133,7 @@ def test_padding_may_stand_anywhere(attention, pieces, seed):
     real = torch.rand(ids.shape, generator=torch.Generator().manual_seed(seed)) < 0.6
     cache, parts = LeaPformerCache(), []
     for part, mask in zip(ids.split(pieces, 1), real.split(pieces, 1), strict=True):
-        parts.append(model(part, attention_mask=mask, past_key_values=cache).logits)
+        parts.append(model(part, attention_mask=mask, cache=cache).logits)
     for row, logits in enumerate(torch.cat(parts, 1)):
         alone = ids[row : row + 1, real[row]]
         if alone.numel():
@@ -166,26 +167,39 @@ def test_generation_goes_on_from_a_cache(attention, full):
     model.generation_config.eos_token_id = None
     expected = model.generate(ids, max_new_tokens=20)
     first = model.generate(ids, max_new_tokens=8, return_dict_in_generate=True)
-    cache = first.past_key_values
+    cache = first[CACHE_NAME]
     assert cache.get_seq_length() == ids.shape[1] + 7  # the last token was not read yet
     text = first.sequences
     inputs = text if full else text[:, -1:]
     mask = torch.ones_like(text)
-    made = model.generate(inputs, attention_mask=mask, past_key_values=cache, max_new_tokens=12)
+    made = model.generate(inputs, attention_mask=mask, max_new_tokens=12, **{CACHE_NAME: cache})
     assert made[:, inputs.shape[1] :].tolist() == expected[:, text.shape[1] :].tolist()
+    assert cache.get_seq_length() == expected.shape[1] - 1  # and nothing was read twice
+
+
+@pytest.mark.parametrize("name", CACHE_NAMES)
+def test_a_cache_may_be_given_under_either_name(name):
+    model, ids, cache = make(), make_ids(), LeaPformerCache()
+    whole = model(ids, use_cache=False).logits
+    for part in ids.split(5, 1):
+        out = model(part, **{name: cache})
+        assert out[CACHE_NAME] is cache
+    torch.testing.assert_close(out.logits, whole[:, -out.logits.shape[1] :], **CLOSE)
+    with pytest.raises(ValueError, match="two names of one thing"):
+        model(ids, cache=cache, past_key_values=cache)
 
 
 @every_attention
 @torch.no_grad()
 def test_a_cache_is_copied_reset_and_used_twice(attention):
     model, ids = make(attention), make_ids()
-    cache = model(ids[:, :5], use_cache=True).past_key_values
+    cache = model(ids[:, :5], use_cache=True)[CACHE_NAME]
     kept = copy.deepcopy(cache)
-    first = model(ids[:, 5:], past_key_values=cache).logits
-    assert torch.equal(model(ids[:, 5:], past_key_values=kept).logits, first)
+    first = model(ids[:, 5:], cache=cache).logits
+    assert torch.equal(model(ids[:, 5:], cache=kept).logits, first)
     cache.reset()
     assert (cache.get_seq_length(), cache.seen, len(cache)) == (0, None, 0)
-    torch.testing.assert_close(model(ids, past_key_values=cache).logits[:, 5:], first, **CLOSE)
+    torch.testing.assert_close(model(ids, cache=cache).logits[:, 5:], first, **CLOSE)
 
 
 @every_attention
@@ -197,10 +211,10 @@ def test_rows_of_a_cache_are_reordered_selected_and_repeated(attention):
         (lambda cache: cache.batch_select_indices(rows[:2]), rows[:2]),
         (lambda cache: cache.batch_repeat_interleave(2), torch.arange(3).repeat_interleave(2)),
     ):
-        cache = model(ids[:, :8], attention_mask=mask[:, :8], use_cache=True).past_key_values
+        cache = model(ids[:, :8], attention_mask=mask[:, :8], use_cache=True)[CACHE_NAME]
         change(cache)
         assert cache.batch_size == len(chosen)
-        found = model(ids[chosen, 8:], attention_mask=mask[chosen, 8:], past_key_values=cache)
+        found = model(ids[chosen, 8:], attention_mask=mask[chosen, 8:], cache=cache)
         expected = model(ids[chosen], attention_mask=mask[chosen]).logits[:, 8:]
         torch.testing.assert_close(found.logits, expected, **CLOSE)
 
@@ -210,7 +224,7 @@ def test_a_cache_never_grows_and_is_float32(attention):
     model = make(attention).to(torch.bfloat16)
     cache, sizes = LeaPformerCache(), []
     for length in (1, 30, 60):
-        model(make_ids(2, length), past_key_values=cache)
+        model(make_ids(2, length), cache=cache)
         kept = [(s.attention.sums, s.recent) for s in cache.states]
         assert all(sums.dtype == torch.float32 for sums, _ in kept)
         sizes.append(sum(x.numel() for pair in kept for x in pair))
@@ -236,15 +250,17 @@ def test_what_comes_out_is_streamed_token_by_token():
 
 
 @every_attention
-@pytest.mark.parametrize("collated", [False, True])
-def test_packed_documents_equal_each_alone_with_their_loss(attention, collated):
+@pytest.mark.parametrize("told_by", ["bounds", "collator", "positions"])
+def test_packed_documents_equal_each_alone_with_their_loss(attention, told_by):
     model = make(attention)
     documents = [ids[:n] for ids, n in zip(make_ids(4), (5, 1, 12, 9), strict=True)]
     sizes = [len(ids) for ids in documents]
     row = torch.cat(documents).unsqueeze(0)
     batch = {"input_ids": row, "labels": row, "cu_seq_lens_q": torch.tensor([0, *sizes]).cumsum(0)}
-    if collated:
-        collator = DataCollatorWithFlattening(return_flash_attn_kwargs=True, return_tensors="pt")
+    if told_by != "bounds":
+        collator = DataCollatorWithFlattening(
+            return_flash_attn_kwargs=told_by == "collator", return_tensors="pt"
+        )
         batch = collator([{"input_ids": ids.tolist()} for ids in documents])
     packed = model(**batch)
     alone = [model(ids.unsqueeze(0)).logits[0] for ids in documents]
@@ -274,7 +290,7 @@ def test_gradient_checkpointing_gives_the_same_loss_and_gradients(attention):
                 module.p = 0.0
         ids = make_ids()
         out = model(ids, labels=ids)
-        assert out.past_key_values is None
+        assert CACHE_NAME not in out
         out.loss.backward()
     for a, b in zip(plain.parameters(), checkpointed.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
@@ -367,8 +383,8 @@ def test_a_language_model_is_causal_whatever_its_configuration_said():
 def test_an_encoder_gives_no_cache_and_refuses_one():
     config = LeaPformerConfig(vocab_size=50, hidden_size=16, num_attention_heads=2)
     model = LeaPformerModel(config).eval()
-    assert model(make_ids()).past_key_values is None
-    for options in ({"use_cache": True}, {"past_key_values": LeaPformerCache()}):
+    assert CACHE_NAME not in model(make_ids())
+    for options in ({"use_cache": True}, {"cache": LeaPformerCache()}):
         with pytest.raises(ValueError, match="not causal has no cache"):
             model(make_ids(), **options)
 
@@ -381,19 +397,19 @@ def test_what_cannot_hide_the_future_makes_no_language_model(attention):
 
 def test_a_cache_refuses_what_it_cannot_do():
     model, ids = make(), make_ids()
-    cache = model(ids, use_cache=True).past_key_values
+    cache = model(ids, use_cache=True)[CACHE_NAME]
     with pytest.raises(NotImplementedError, match="cannot take tokens back"):
         cache.crop(1)
     with pytest.raises(ValueError, match="the cache has 3 rows and the input 2"):
-        model(ids[:2], past_key_values=cache)
+        model(ids[:2], cache=cache)
     with pytest.raises(TypeError, match="DynamicCache: expected a LeaPformerCache"):
-        model(ids, past_key_values=DynamicCache())
+        model(ids, cache=DynamicCache())
     with pytest.raises(
         ValueError, match=r"\[3, 5\].*\[3, 2\] or, with what came before, \[3, 14\]"
     ):
-        model(ids[:, :2], past_key_values=cache, attention_mask=torch.ones(3, 5))
+        model(ids[:, :2], cache=cache, attention_mask=torch.ones(3, 5))
     with pytest.raises(ValueError, match="no state in common"):
-        model(ids[:1], past_key_values=LeaPformerCache(), cu_seq_lens_q=torch.tensor([0, 12]))
+        model(ids[:1], cache=LeaPformerCache(), cu_seq_lens_q=torch.tensor([0, 12]))
 
 
 def test_assisted_generation_is_refused():

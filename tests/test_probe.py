@@ -195,10 +195,10 @@ class Stub:
     def __init__(self, says):
         self.says, self.read = says, None
 
-    def __call__(self, ids, past_key_values, logits_to_keep):
-        begins = past_key_values.length == 0
+    def __call__(self, ids, cache, logits_to_keep):
+        begins = cache.length == 0
         self.read = ids if begins else torch.cat([self.read, ids], 1)
-        past_key_values.advance([], ids.shape[1], torch.full((len(ids),), ids.shape[1]))
+        cache.advance([], ids.shape[1], torch.full((len(ids),), ids.shape[1]))
         said = torch.tensor([self.says(row) for row in self.read.tolist()])
         return SimpleNamespace(logits=one_hot(said, 60).float().unsqueeze(1))
 

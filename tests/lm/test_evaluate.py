@@ -149,21 +149,23 @@ def test_a_perplexity_beyond_all_numbers_is_infinite():
     assert measure(make(initializer_range=9.0), text(30, 30, 1), 8, 4)["word_perplexity"] > 1e300
 
 
-@pytest.mark.parametrize("length", [2, 5, 8, 16])
-def test_by_length_is_the_mean_over_second_halves(model, length):
-    """Of windows that lie evenly over the text, the first and the last among them."""
-    tokens = text(70)
-    (found,) = by_length(model, tokens, [length], rows=4)
-    count = 70 // length
-    chosen = sorted({int(i) for i in torch.linspace(0, count - 1, 4)})
-    assert (chosen[0], chosen[-1], len(chosen)) == (0, count - 1, 4)
-    expected = torch.cat(
-        [direct(model, tokens[i * length : (i + 1) * length])[length // 2 - 1 :] for i in chosen]
-    )
-    assert len(expected) == 4 * (length - length // 2)  # those with at least half before them
-    assert (found["length"], found["windows"], found["error"]) == (length, 4, None)
-    assert found["loss"] == pytest.approx(expected.mean().item(), rel=1e-4)
-    assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
+@pytest.mark.parametrize("lengths", [[2], [5, 16], [8, 9, 32], [32, 70]])
+def test_by_length_scores_the_same_tokens_after_ever_more_context(model, lengths):
+    tokens, scored = text(70), lengths[0] // 2
+    ends = sorted({int(end) for end in torch.linspace(lengths[-1], 70, 4)})
+    assert (ends[0], ends[-1]) == (lengths[-1], 70)
+    for found, length in zip(by_length(model, tokens, lengths, spans=4), lengths, strict=True):
+        expected = torch.cat([direct(model, tokens[end - length : end])[-scored:] for end in ends])
+        assert (found["length"], found["tokens"], found["error"]) == (length, len(expected), None)
+        assert found["loss"] == pytest.approx(expected.mean().item(), rel=1e-4)
+        assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
+
+
+def test_losses_that_are_no_numbers_are_an_error():
+    model = make()
+    torch.nn.init.constant_(model.model.norm.weight, math.nan)
+    with pytest.raises(FloatingPointError, match="weights are damaged"):
+        measure(model, text(30), 8, 4)
 
 
 @pytest.mark.parametrize(
@@ -180,11 +182,11 @@ def test_lengths_that_cannot_be_read_have_an_error_and_the_others_a_loss(
     model, read = make(**options), []
     real = model.token_losses
     monkeypatch.setattr(model, "token_losses", lambda ids: read.append(ids.shape[1]) or real(ids))
-    found = by_length(model, text(40), [8, 16, 17, 32, 64], rows=8)
+    found = by_length(model, text(40), [8, 16, 17, 32, 64], spans=8)
     assert ["loss" in record for record in found] == [True, True, False, False, False]
     assert all(said in record["error"] for record in found[2:4])
     assert "shorter than 64" in found[4]["error"]
-    assert [record["windows"] for record in found] == [5, 2, 2, 1, 0]
+    assert [record.get("tokens") for record in found] == [32, 32, None, None, None]
     with pytest.raises(ValueError, match=said + " and cannot read 17"):
         token_losses(model, text(40), 17, 3)
     assert len(token_losses(model, text(16), 64, 3)) == 15  # the text is what is read
@@ -193,7 +195,7 @@ def test_lengths_that_cannot_be_read_have_an_error_and_the_others_a_loss(
 
 @pytest.mark.parametrize("attention", ["leap", "linear", "softmax"])
 def test_others_read_any_length(attention):
-    found = by_length(make(attention), text(200), [16, 64, 128], rows=2)
+    found = by_length(make(attention), text(200), [16, 64, 128], spans=2)
     assert all(record["error"] is None and record["loss"] > 0 for record in found)
 
 
@@ -213,16 +215,16 @@ def test_windows_that_are_none_are_refused(length, window, context, fault):
         token_losses(make(), text(length), window, context)
 
 
-@pytest.mark.parametrize(("lengths", "rows"), [([8, 1], 4), ([0], 4), ([-8], 4), ([8], 0)])
-def test_lengths_that_are_none_are_refused(lengths, rows):
-    with pytest.raises(ValueError, match="expected at least 2 tokens and 1 row"):
-        by_length(make(), text(30), lengths, rows)
+@pytest.mark.parametrize(("lengths", "spans"), [([8, 1], 4), ([0], 4), ([-8], 4), ([8], 0)])
+def test_lengths_that_are_none_are_refused(lengths, spans):
+    with pytest.raises(ValueError, match="expected at least 2 tokens and 1 span"):
+        by_length(make(), text(30), lengths, spans)
 
 
 def test_the_command_says_and_writes_what_was_measured(finished, folder, tmp_path, capsys):
     out, result = finished
-    line = ["lm", "evaluate", "--model", out / "model", "--data", folder, "--window", 16]
-    line += ["--context", 8, "--lengths", "8,4096", "--out", tmp_path / "new" / "found.json"]
+    line = ["lm", "evaluate", "--model", out / "model", "--data", folder, "--tokens", 10**6]
+    line += ["--lengths", "8,4096", "--out", tmp_path / "new" / "found.json"]
     assert main([str(word) for word in line]) == 0
     said, found = capsys.readouterr().out, json.loads((tmp_path / "new/found.json").read_text())
     assert {key: found[key] for key in result["test"]} == result["test"]
@@ -230,8 +232,8 @@ def test_the_command_says_and_writes_what_was_measured(finished, folder, tmp_pat
     assert said.splitlines() == [
         f"perplexity {found['perplexity']:.2f} a token, {found['word_perplexity']:.2f} a word, "
         f"{found['bits_per_byte']:.3f} bits a byte ({found['tokens']:,} tokens)",
-        f"  after 4 to 8 tokens: perplexity {first['perplexity']:.2f}",
-        "  after 2,048 to 4,096 tokens: the text is shorter than 4096 tokens",
+        f"  in windows of 8 tokens: perplexity {first['perplexity']:.2f}",
+        "  in windows of 4,096 tokens: the text is shorter than 4096 tokens",
     ]
     assert found["signature"]["model"] == str(out / "model")
     assert last["error"]
@@ -256,7 +258,7 @@ def test_a_text_is_one_document_and_all_of_it_is_scored(finished, folder, tmp_pa
         ("--data {words}", "different tokenizers: give the data that the model was trained on"),
         ("--data {nowhere}", "no tokens in .*: leapformer lm prepare"),
         ("--text {nowhere}", "No such file"),
-        ("--text {text} --context 512", "context is 512: expected .* window of 512"),
+        ("--text {text} --context 512", "context is 512: expected .* window of 16"),
         ("--text {text} --lengths 0,8", "expected at least 2 tokens"),
         ("--text {text} --lengths long", "--lengths long: give whole numbers"),
         ("--text {text} --out {text}/x.json", "choose another folder with --out"),

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from leapformer.models.cache import CACHE_NAME
 from leapformer.models.speech_configuration import LeaPformerSpeechConfig
 from leapformer.models.speech_encoder import EncoderState
 from leapformer.models.speech_translation import (
@@ -93,7 +94,7 @@ def test_a_stream_gives_what_all_at_once_gives(model, k, frames):
     torch.testing.assert_close(heard.last_hidden_state, whole.encoder_last_hidden_state, **CLOSE)
     cache = LeaPformerSpeechCache()
     steps = [
-        model(encoder_outputs=heard, decoder_input_ids=one, past_key_values=cache, wait_k=k).logits
+        model(encoder_outputs=heard, decoder_input_ids=one, cache=cache, wait_k=k).logits
         for one in ids.split(1, 1)
     ]
     torch.testing.assert_close(torch.cat(steps, 1), whole.logits, **CLOSE)
@@ -107,7 +108,7 @@ def test_visible_counts_stand_for_wait_k(model):
     torch.testing.assert_close(by_rule, by_count, **CLOSE)
     by_row = model(sound, decoder_input_ids=ids, visible=counts.expand(2, -1))
     torch.testing.assert_close(by_row.logits, by_count, **CLOSE)
-    assert by_row.past_key_values is None
+    assert CACHE_NAME not in by_row
 
 
 def test_the_source_comes_back_whole_whatever_was_seen_of_it(model):
@@ -131,11 +132,11 @@ def test_beams_are_reordered_and_cross_states_with_them(model):
     sound, ids = case(40, 4)
     cache = LeaPformerSpeechCache()
     source = model.encoder(sound)
-    model(encoder_outputs=source, decoder_input_ids=ids, past_key_values=cache)
+    model(encoder_outputs=source, decoder_input_ids=ids, cache=cache)
     cache.reorder_cache(torch.tensor([1, 0]))
     last = torch.randint(3, 40, (2, 1))
     turned = model.encoder(sound.flip(0))
-    found = model(encoder_outputs=turned, decoder_input_ids=last, past_key_values=cache).logits
+    found = model(encoder_outputs=turned, decoder_input_ids=last, cache=cache).logits
     whole = torch.cat([ids.flip(0), last], 1)
     wanted = model(sound.flip(0), decoder_input_ids=whole, use_cache=False).logits[:, -1:]
     torch.testing.assert_close(found, wanted, **CLOSE)

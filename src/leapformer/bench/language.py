@@ -126,7 +126,7 @@ def _generation(attention: str, tokens: int, growing: int) -> list[dict[str, Any
     for end in trange(BLOCK, total + 1, BLOCK, desc=f"generating, {attention}", leave=False):
         began = time.perf_counter()
         for _ in range(BLOCK):
-            new = model(new, past_key_values=cache).logits[:, -1:].argmax(-1)
+            new = model(new, cache=cache).logits[:, -1:].argmax(-1)
         new.item()  # waits for the device
         blocks.append(
             {

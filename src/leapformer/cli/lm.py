@@ -80,14 +80,18 @@ class Evaluate:
     """A text file; in its place --data."""
     data: Path | None = None
     """What `leapformer lm prepare` left: its test split is read."""
-    window: int = 512
-    """Tokens that are read at once."""
-    context: int = 511
-    """Tokens that stand at least before each that is scored."""
+    window: int | None = None
+    """Tokens that are read at once; None for as many as in training."""
+    context: int | None = None
+    """Tokens that stand at least before each that is scored; None for half a window. One less than
+    the window, as in the paper, reads a whole window for each token."""
+    tokens: int | None = None
+    """Whole documents of --data from the start until there are so many; None for all."""
     lengths: str = ""
-    """Such as 512,1024,2048, separated by commas: the loss after ever more context."""
-    rows: int = 8
-    """Windows of each of these lengths."""
+    """Such as 512,1024,2048, separated by commas: the loss of the same tokens after ever more
+    context."""
+    spans: int = 32
+    """Places of the text whose tokens are scored for that."""
     out: Path | None = None
     """A JSON file for the figures."""
 
@@ -99,14 +103,16 @@ class Evaluate:
         if self.out is not None:
             writable_folder(self.out.parent)
         model, tokenizer = load_model(self.model)
-        tokens = load_text(self.model, tokenizer, self.text, self.data)
+        tokens = load_text(self.model, tokenizer, self.text, self.data).first(self.tokens)
         lengths = numbers("--lengths", self.lengths) if self.lengths else []
-        curve = by_length(model, tokens, lengths, self.rows)
-        found = measure(model, tokens, self.window, self.context)
+        curve = by_length(model, tokens, lengths, self.spans)
+        window = self.window or model.config.max_position_embeddings
+        context = window // 2 if self.context is None else self.context
+        found = measure(model, tokens, window, context)
         print(_said(found))
         for record in curve:
             print(
-                f"  after {record['length'] // 2:,} to {record['length']:,} tokens: "
+                f"  in windows of {record['length']:,} tokens: "
                 + (record["error"] or f"perplexity {record['perplexity']:.2f}")
             )
         if self.out is not None:

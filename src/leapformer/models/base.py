@@ -15,11 +15,17 @@ from transformers.utils.output_capturing import capture_outputs
 from ..layers import MultiHeadAttention, ShortConvolution, TokenEmbedding, TransformerBlock
 from ..ops import token_positions
 from ..zoo import ATTENTIONS, attention_class
-from .cache import LeaPformerCache
+from .cache import CACHE_NAME, CACHE_NAMES, LeaPformerCache, given_cache
 from .configuration import LeaPformerConfig
 
 IGNORED = -100
 """The label of what is not predicted, as in torch's losses."""
+
+LEFT_ASIDE = (
+    *("cu_seq_lens_k", "max_length_q", "max_length_k"),
+    *("return_dict", "output_hidden_states", "output_attentions", "num_items_in_batch"),
+)
+"""Keywords of transformers that say nothing new here, or that its decorators see to."""
 
 
 def check_trait(attention: str, trait: str, what: str) -> None:
@@ -27,6 +33,14 @@ def check_trait(attention: str, trait: str, what: str) -> None:
     if not getattr(attention_class(attention).traits, trait):
         able = [name for name, kind in ATTENTIONS.items() if getattr(kind.traits, trait)]
         raise ValueError(f"{attention} cannot {what}: choose from {', '.join(able)}")
+
+
+def refuse_unknown(keywords: dict[str, Any]) -> None:
+    """Raises TypeError for a keyword with a value that no model here knows of: left aside it would
+    change what is computed without a word."""
+    unknown = [x for x, value in keywords.items() if value is not None and x not in LEFT_ASIDE]
+    if unknown:
+        raise TypeError(f"unexpected keyword(s) {', '.join(unknown)}: no model here takes them")
 
 
 def build_heads(
@@ -71,7 +85,7 @@ class LeaPformerPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ("LeaPformerBlock",)
-    _skip_keys_device_placement = ("past_key_values",)
+    _skip_keys_device_placement = CACHE_NAMES
     _is_stateful = True
     _can_record_outputs = {"hidden_states": LeaPformerBlock}  # noqa: RUF012
 
@@ -125,9 +139,10 @@ class LeaPformerModel(LeaPformerPreTrainedModel):
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: LeaPformerCache | None = None,
+        cache: LeaPformerCache | None = None,
         use_cache: bool | None = None,
         cu_seq_lens_q: Tensor | None = None,
+        past_key_values: LeaPformerCache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Args:
@@ -136,14 +151,18 @@ class LeaPformerModel(LeaPformerPreTrainedModel):
             row so far may be given, of which the last N count.
         inputs_embeds: [B, N, hidden], in place of input_ids.
         position_ids: [B, N]; by default real tokens are counted, from the start of each document.
-        past_key_values: what came before. It is changed: it goes on to the end of this call.
+            Where they begin at 0 anew in a single row without mask and cache, documents are packed.
+        cache: what came before. It is changed: it goes on to the end of this call.
         use_cache: give back a cache to go on from; a causal model in evaluation does by default,
             unless documents are packed.
         cu_seq_lens_q: bounds of documents packed into one row, int [documents + 1], as
             `DataCollatorWithFlattening(return_flash_attn_kwargs=True)` gives them.
+        past_key_values: the cache's name before transformers 5.24, here and in what is returned.
 
-        Raises ValueError for shapes that disagree and for a cache in a model that is not causal.
+        Raises ValueError for shapes that disagree and for a cache in a model that is not causal,
+        TypeError for a keyword that is none of these.
         """
+        refuse_unknown(kwargs)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         given = input_ids if inputs_embeds is None else inputs_embeds
@@ -153,9 +172,12 @@ class LeaPformerModel(LeaPformerPreTrainedModel):
         rows, columns = given.shape[:2]
         if columns == 0:
             raise ValueError("the sequences are empty: a model needs at least one token")
+        cache = given_cache(cache, past_key_values)
+        if cu_seq_lens_q is None and cache is None and attention_mask is None:
+            cu_seq_lens_q = packed_bounds(position_ids)
         if use_cache is None and cu_seq_lens_q is None:
             use_cache = self.config.causal and not self.training
-        cache = self._cache(past_key_values, bool(use_cache), rows)
+        cache = self._cache(cache, bool(use_cache), rows)
         before = 0 if cache is None else cache.length
         key_mask = None
         if attention_mask is not None:
@@ -189,7 +211,7 @@ class LeaPformerModel(LeaPformerPreTrainedModel):
         if cache is not None:
             real = positions.new_full((rows,), columns) if key_mask is None else key_mask.sum(1)
             cache.advance(states, columns, real)
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=cache)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(x), **{CACHE_NAME: cache})
 
     def _cache(
         self, past: LeaPformerCache | None, wanted: bool, rows: int
@@ -201,12 +223,22 @@ class LeaPformerModel(LeaPformerPreTrainedModel):
         if not self.config.causal:
             raise ValueError("a model that is not causal has no cache: its tokens see all others")
         if not isinstance(past, LeaPformerCache):
-            raise TypeError(
-                f"past_key_values is a {type(past).__name__}: expected a LeaPformerCache"
-            )
+            raise TypeError(f"the cache is a {type(past).__name__}: expected a LeaPformerCache")
         if past.seen is not None and len(past.seen) != rows:
             raise ValueError(f"the cache has {len(past.seen)} rows and the input {rows}")
         return past
+
+
+def packed_bounds(positions: Tensor | None) -> Tensor | None:
+    """Bounds, int32 [documents + 1], of the documents of a row whose positions [1, N] each begin at
+    0, as `DataCollatorWithFlattening` gives them; None where there is no more than one."""
+    if positions is None or len(positions) != 1:
+        return None
+    starts = (positions[0, 1:] == 0).nonzero().flatten() + 1
+    if not len(starts):
+        return None
+    ends = starts.new_tensor([0]), starts, starts.new_tensor([positions.shape[1]])
+    return torch.cat(ends).int()
 
 
 def _positions(

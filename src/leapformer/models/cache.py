@@ -1,10 +1,29 @@
 """What a causal model remembers between calls, as transformers' `generate` wants it."""
 
+import dataclasses
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ..layers import BlockState
+
+CACHE_NAMES = ("cache", "past_key_values")
+"""What transformers calls a model's cache, since version 5.24 and before; models take either."""
+
+CACHE_NAME = next(
+    x for x in CACHE_NAMES if x in {f.name for f in dataclasses.fields(BaseModelOutputWithPast)}
+)
+"""The one of the version that is installed; so it is called in what models give back."""
+
+
+def given_cache(cache: Any, past_key_values: Any) -> Any:
+    """The cache that a call was given under one of its names; ValueError where it is under both."""
+    if cache is not None and past_key_values is not None:
+        raise ValueError("cache and past_key_values are two names of one thing: give one of them")
+    return past_key_values if cache is None else cache
 
 
 class LeaPformerCache(Cache):
@@ -73,6 +92,12 @@ class LeaPformerCache(Cache):
     def nbytes(self) -> int:
         """What the states hold, in bytes."""
         return sum(state.nbytes for state in self.states)
+
+    @property
+    def is_linear(self) -> list[bool]:
+        """Not in the sense of transformers: its linear layers do not count what they have read, and
+        `generate` would give them a whole prompt once more."""
+        return [False]
 
     @property
     def is_croppable(self) -> bool:

@@ -31,12 +31,14 @@ class LeaPformerConfig(PreTrainedConfig):
         hidden_dropout_prob: dropout after embeddings, attention and feed-forward nets.
         layer_norm_eps: epsilon of the norms.
         pair: classify pairs of sequences, each encoded by itself: two towers, same weights.
+        tokenizer_sha256: of the tokenizer.json that the model was trained with, for those who load
+            both.
         initializer_range: standard deviation of the embeddings at the start. Linear maps start at
             PyTorch's own scale, which follows their width.
     """
 
     model_type = "leapformer"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]  # noqa: RUF012
 
     vocab_size: int = 256
     hidden_size: int = 256
@@ -55,5 +57,6 @@ class LeaPformerConfig(PreTrainedConfig):
     hidden_dropout_prob: float | int = 0.1
     layer_norm_eps: float = 1e-5
     pair: bool = False
+    tokenizer_sha256: str | None = None
     initializer_range: float = 0.02
     pad_token_id: int | None = 0

@@ -10,8 +10,8 @@ from transformers import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
-from .base import IGNORED, LeaPformerModel, LeaPformerPreTrainedModel
-from .cache import LeaPformerCache
+from .base import IGNORED, LeaPformerModel, LeaPformerPreTrainedModel, packed_bounds
+from .cache import CACHE_NAME, LeaPformerCache, given_cache
 from .configuration import LeaPformerConfig
 
 
@@ -65,12 +65,13 @@ class LeaPformerForCausalLM(LeaPformerPreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: LeaPformerCache | None = None,
+        cache: LeaPformerCache | None = None,
         use_cache: bool | None = None,
         cu_seq_lens_q: Tensor | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
+        past_key_values: LeaPformerCache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Args other than these are those of `LeaPformerModel`.
@@ -82,12 +83,15 @@ class LeaPformerForCausalLM(LeaPformerPreTrainedModel, GenerationMixin):
         logits_to_keep: logits of so many last tokens only, or of those at these indices; 0 for all.
         num_items_in_batch: by which the summed loss is divided, instead of the labels counted here.
         """
+        cache = given_cache(cache, past_key_values)
+        if cu_seq_lens_q is None and cache is None and attention_mask is None:
+            cu_seq_lens_q = packed_bounds(position_ids)
         outputs = self.model(
             input_ids,
             attention_mask,
             inputs_embeds,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             use_cache=use_cache,
             cu_seq_lens_q=cu_seq_lens_q,
             **kwargs,
@@ -117,8 +121,8 @@ class LeaPformerForCausalLM(LeaPformerPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
+            **{CACHE_NAME: outputs.get(CACHE_NAME)},
         )
 
     def token_losses(self, input_ids: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class LeaPformerSpeechConfig(PreTrainedConfig):
     """
 
     model_type = "leapformer_speech"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]  # noqa: RUF012
 
     vocab_size: int = 10_000
     num_mel_bins: int = 80

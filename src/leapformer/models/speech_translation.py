@@ -10,7 +10,8 @@ from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.utils.generic import can_return_tuple
 
 from ..ops import Visible, visible_counts
-from .base import IGNORED, LeaPformerPreTrainedModel
+from .base import IGNORED, LeaPformerPreTrainedModel, refuse_unknown
+from .cache import CACHE_NAME, given_cache
 from .speech_configuration import LeaPformerSpeechConfig
 from .speech_decoder import LeaPformerSpeechCache, LeaPformerSpeechDecoder
 from .speech_encoder import LeaPformerSpeechEncoder, SpeechEncoderOutput
@@ -67,12 +68,13 @@ class LeaPformerForSpeechTranslation(LeaPformerPreTrainedModel, GenerationMixin)
         labels: Tensor | None = None,
         ctc_labels: Tensor | None = None,
         encoder_outputs: SpeechEncoderOutput | None = None,
-        past_key_values: LeaPformerSpeechCache | None = None,
+        cache: LeaPformerSpeechCache | None = None,
         use_cache: bool | None = None,
         wait_k: int | None = None,
         visible: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        **unused: Any,
+        past_key_values: LeaPformerSpeechCache | None = None,
+        **kwargs: Any,
     ) -> Seq2SeqLMOutput:
         """Args:
         input_features: [B, T, bins], normalised; or `encoder_outputs` in their place.
@@ -80,12 +82,16 @@ class LeaPformerForSpeechTranslation(LeaPformerPreTrainedModel, GenerationMixin)
         decoder_input_ids: [B, N]; by default the labels moved on by one, behind the start token.
         labels: [B, N], the translation and its end, -100 at padding, which comes last.
         ctc_labels: [B, M], the transcript, -100 at padding; for models with `ctc_vocab_size`.
-        past_key_values: what came before, of the same source. It is changed.
+        cache: what came before, of the same source. It is changed.
         wait_k: units of the source that the first token waits for; None: all of it.
         visible: [N] or, without a cache, [B, N], in place of `wait_k`: how many states each token
             sees.
         num_items_in_batch: by which the summed losses are divided, instead of the labels here.
+        past_key_values: the cache's name before transformers 5.24, here and in what is returned.
+
+        Raises TypeError for a keyword that is none of these.
         """
+        refuse_unknown(kwargs)
         source = encoder_outputs
         if source is None:
             if input_features is None:
@@ -95,7 +101,7 @@ class LeaPformerForSpeechTranslation(LeaPformerPreTrainedModel, GenerationMixin)
             if labels is None:
                 raise ValueError("give decoder_input_ids or labels")
             decoder_input_ids = self.shifted(labels)
-        cache = past_key_values
+        cache = given_cache(cache, past_key_values)
         by_row = visible is not None and visible.dim() > 1
         if cache is None and (not (self.training or by_row) if use_cache is None else use_cache):
             cache = LeaPformerSpeechCache()
@@ -106,7 +112,7 @@ class LeaPformerForSpeechTranslation(LeaPformerPreTrainedModel, GenerationMixin)
             )
         if cache is not None and not isinstance(cache, LeaPformerSpeechCache):
             raise TypeError(
-                f"past_key_values is a {type(cache).__name__}: expected a LeaPformerSpeechCache"
+                f"the cache is a {type(cache).__name__}: expected a LeaPformerSpeechCache"
             )
         whole, seen = source, self._seen(decoder_input_ids, source, cache, wait_k, visible)
         if cache is not None:
@@ -129,8 +135,8 @@ class LeaPformerForSpeechTranslation(LeaPformerPreTrainedModel, GenerationMixin)
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=cache,
             encoder_last_hidden_state=whole.last_hidden_state,
+            **{CACHE_NAME: cache},
         )
 
     def shifted(self, labels: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def _mean_by_tokens(results: Iterable[dict[str, Any]]) -> dict[int, float]:
 
 
 def language_lengths(results: list[dict[str, Any]], path: Path) -> None:
-    """Loss in the second half of windows of growing length; a dotted line at the trained one."""
+    """Loss of the same tokens after ever more context; a dotted line at the trained length."""
     names = list(dict.fromkeys(result["signature"]["attention"] for result in results))
     sign = signs(names)
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
@@ -94,7 +94,7 @@ def language_lengths(results: list[dict[str, Any]], path: Path) -> None:
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     axes.set_xlabel("length of the window (dotted: trained)")
-    axes.set_ylabel("loss in its second half (nats a token)")
+    axes.set_ylabel("loss of its last tokens (nats a token)")
     axes.grid(alpha=0.25)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, frameon=False)
     figure.savefig(path, dpi=150)

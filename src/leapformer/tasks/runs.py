@@ -154,5 +154,5 @@ def _readable(checkpoint: Path) -> bool:
             safe_open(str(weights), "pt")
     except (SafetensorError, OSError):
         return False
-    pickled = (file for kind in ("*.pt", "*.pth") for file in checkpoint.glob(kind))
+    pickled = (file for kind in ("*.pt", "*.pth", "*.bin") for file in checkpoint.glob(kind))
     return all(map(zipfile.is_zipfile, pickled))

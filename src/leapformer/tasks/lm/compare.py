@@ -14,14 +14,17 @@ from ...timing import peak_bytes, seconds, spread
 from ..comparison import check_grid, grouped, over_seeds, where
 from ..processes import processes
 from ..runs import RESULT
-from .data import Tokens, load
+from .data import Tokens
 from .evaluate import by_length, measure, shown_tokens
 from .generate import load_model, text_tokens
 from .recipes import LMRecipe
-from .train import build_model, train
+from .train import build_model, load_for, train
 
 LONGEST = 64
 """The longest window of the length curve, in lengths of a training row."""
+
+SPANS = 32
+"""Places of the test split whose tokens the length curve scores."""
 
 
 def compare(
@@ -40,7 +43,7 @@ def compare(
     Runs that finished before are kept and one that was killed goes on.
     """
     attentions, seeds = check_grid(attentions, seeds, rounds)
-    splits, tokenizer, _ = load(folder)
+    splits, tokenizer, _ = load_for(recipe, folder)
     for attention in attentions:
         build_model(recipe, attention, tokenizer)
     texts = {path.name: text_tokens(tokenizer, path) for path in also}
@@ -86,6 +89,7 @@ def _further(
     wanted = {
         "run": _digest((place / RESULT).read_bytes()),
         "lengths": lengths,
+        "spans": SPANS,
         "texts": {
             name: [_digest(tokens[:].tobytes()), tokens.bytes, tokens.words]
             for name, tokens in texts.items()
@@ -99,7 +103,7 @@ def _further(
             name: measure(model, tokens, window, recipe.context, shown)
             for name, tokens in texts.items()
         },
-        "by_length": by_length(model, test.first(recipe.test_tokens), lengths, 8),
+        "by_length": by_length(model, test.first(recipe.test_tokens), lengths, SPANS),
     }
     write_json(kept, {"wanted": wanted, **found})
     return found

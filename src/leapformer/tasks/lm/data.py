@@ -1,6 +1,5 @@
 """A corpus as token ids on disk, mapped into memory, in rows of any length."""
 
-import hashlib
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,18 +14,11 @@ from transformers import PreTrainedTokenizerFast
 
 from ...results import read_json
 from ..files import SPLITS
+from ..pretrained import fingerprint
 from .recipes import LMRecipe
 from .tokens import pieces
 
 ABOUT, TOKENIZER = "about.json", "tokenizer"
-
-
-def fingerprint(folder: Path) -> str:
-    """Of the tokenizer in a folder: two that give the same ids have the same."""
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing: a tokenizer belongs beside data and models")
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:

@@ -34,7 +34,8 @@ def token_losses(
 
     Windows of `window` tokens move on by window - context: a token is scored where it first comes
     up, so after `context` tokens at least, except in the first window. Raises ValueError where
-    there is nothing to score, the context leaves no room, or the model cannot read the window.
+    there is nothing to score, the context leaves no room, or the model cannot read the window, and
+    FloatingPointError where a loss is no number.
     """
     if window < 2:
         raise ValueError(f"the window is {window}: expected at least 2 tokens, one to predict")
@@ -57,6 +58,8 @@ def token_losses(
         for row, start, end in zip(found, starts, batch, strict=True):
             losses[scored - 1 : end - 1] = row[scored - 1 - start : end - 1 - start]
             scored = end
+    if bool(losses.isnan().any()):
+        raise FloatingPointError("losses are no numbers: the model's weights are damaged")
     return losses
 
 
@@ -106,35 +109,35 @@ def shown_tokens(tokens: Tokens, vocab_size: int) -> torch.Tensor:
 
 
 def _exp(x: float) -> float:
-    return math.exp(x) if x < 700 else math.inf
+    return math.inf if x > 700 else math.exp(x)
 
 
 def by_length(
-    model: LeaPformerForCausalLM, tokens: Tokens, lengths: list[int], rows: int
+    model: LeaPformerForCausalLM, tokens: Tokens, lengths: list[int], spans: int
 ) -> list[dict[str, Any]]:
-    """How well a token is predicted after ever more context: of each length the mean loss of the
-    tokens in the second half of windows that long, over at most `rows` windows.
+    """How well the same tokens are predicted after ever more context: the mean loss of the last
+    tokens, half of the shortest length, of windows of each length that end at `spans` places,
+    spread evenly over the text from the end of the longest window that fits.
 
     A length that the model cannot read, or longer than the text, has an "error" instead. Raises
-    ValueError for lengths below 2 and for no rows.
+    ValueError for lengths below 2 and for no spans.
     """
-    if rows < 1 or min(lengths, default=2) < 2:
-        raise ValueError(f"lengths {lengths}, {rows} rows: expected at least 2 tokens and 1 row")
+    if spans < 1 or min(lengths, default=2) < 2:
+        raise ValueError(f"lengths {lengths}, {spans} spans: expected at least 2 tokens and 1 span")
+    scored = min(lengths, default=2) // 2
+    longest = max((length for length in lengths if length <= len(tokens)), default=0)
+    ends = torch.linspace(longest, len(tokens), spans).long().unique().tolist()
     found = []
     for length in lengths:
-        windows = len(tokens) // length
-        record: dict[str, Any] = {"length": length, "windows": min(windows, rows)}
-        losses = []
+        record: dict[str, Any] = {"length": length, "error": None}
         try:
-            for i in torch.linspace(0, windows - 1, min(windows, rows)).long().tolist():
-                part = tokens[i * length : (i + 1) * length]
-                one = Tokens.join([part], 0, 0)
-                losses.append(token_losses(model, one, length, 0)[length // 2 - 1 :])
-            record["error"] = None if losses else f"the text is shorter than {length} tokens"
-        except ValueError as error:
-            losses, record["error"] = [], str(error)
-        if losses:
-            record["loss"] = torch.cat(losses).mean().item()
+            if length > longest:
+                raise ValueError(f"the text is shorter than {length} tokens")
+            windows = [Tokens.join([tokens[end - length : end]], 0, 0) for end in ends]
+            losses = torch.cat([token_losses(model, x, length, 0)[-scored:] for x in windows])
+            record |= {"tokens": len(losses), "loss": losses.mean().item()}
             record["perplexity"] = _exp(record["loss"])
+        except ValueError as error:
+            record["error"] = str(error)
         found.append(record)
     return found

@@ -16,9 +16,9 @@ from transformers import (
 )
 
 from ...models import LeaPformerCache, LeaPformerForCausalLM
-from ..pretrained import load_pretrained
+from ..pretrained import fingerprint, load_pretrained
 from .corpus import text_of
-from .data import Tokens, encode, fingerprint, load
+from .data import Tokens, encode, load
 from .evaluate import check_length
 
 
@@ -73,7 +73,9 @@ def _drawn(
     chance, cache = torch.Generator(device).manual_seed(seed), LeaPformerCache()
     new = torch.tensor([ids], device=device)
     for _ in range(count):
-        logits = model(new, past_key_values=cache, logits_to_keep=1).logits[:, -1].float()
+        logits = model(new, cache=cache, logits_to_keep=1).logits[:, -1].float()
+        if not bool(logits.isfinite().all()):
+            raise FloatingPointError("the model's logits are no numbers: its weights are damaged")
         if narrow is None:
             new = logits.argmax(-1, keepdim=True)
         else:

@@ -15,9 +15,10 @@ from transformers import PreTrainedTokenizerFast
 
 from ...results import writable_folder, write_json
 from ..files import SPLITS
+from ..pretrained import fingerprint
 from ..source import Document
 from .corpus import read
-from .data import ABOUT, TOKENIZER, encode, fingerprint
+from .data import ABOUT, TOKENIZER, encode
 from .tokens import train_tokenizer
 
 Reader = Callable[[], Iterator[Document]]

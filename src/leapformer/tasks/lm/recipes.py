@@ -47,6 +47,7 @@ class LMRecipe:
     momentum: float = 0.99
     """nesterov's."""
     adam_beta2: float = 0.98
+    adam_epsilon: float = 1e-8
     weight_decay: float = 0.01
     warmup_steps: int = 100
     steps: int = 1000
@@ -69,6 +70,10 @@ class LMRecipe:
         check_numbers(
             self, ("short_convolution", "dropout", "weight_decay", "warmup_steps", "context")
         )
+        if self.warmup_steps > self.steps:
+            raise ValueError(
+                f"warmup_steps is {self.warmup_steps}, beyond the {self.steps} steps there are"
+            )
         if self.context >= self.sequence_length:
             raise ValueError(
                 f"context is {self.context}: it must leave room in windows of "

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer
 
 from ...models import LeaPformerConfig, LeaPformerForCausalLM
 from ...results import signature
+from ..pretrained import fingerprint
 from ..processes import processes
 from ..recipes import options_of
 from ..runs import check_run, run
@@ -22,7 +23,8 @@ from .recipes import LMRecipe
 def build_model(
     recipe: LMRecipe, attention: str, tokenizer: PreTrainedTokenizerFast
 ) -> LeaPformerForCausalLM:
-    """The language model that the recipe describes, with this attention in it."""
+    """The language model that the recipe describes, with this attention in it. Adaptive cutoffs
+    beyond the vocabulary are left out."""
     options = {"hidden": recipe.hidden, "features": recipe.features}
     size = len(tokenizer)
     cutoffs = [cutoff for cutoff in recipe.adaptive_cutoffs if cutoff < size]
@@ -49,6 +51,21 @@ def build_model(
     return LeaPformerForCausalLM(config)
 
 
+def load_for(
+    recipe: LMRecipe, folder: Path
+) -> tuple[dict[str, Tokens], PreTrainedTokenizerFast, dict[str, Any]]:
+    """What `data.load` gives, for this recipe: ValueError where its adaptive cutoffs meet a
+    vocabulary that is not sorted by frequency."""
+    splits, tokenizer, about = load(folder)
+    if recipe.adaptive_cutoffs and about["vocabulary"] != "words":
+        raise ValueError(
+            f"adaptive cutoffs want words sorted by frequency, and {folder} holds "
+            f"{about['vocabulary']}: prepare it with --vocabulary words, or give "
+            "--adaptive-cutoffs without numbers"
+        )
+    return splits, tokenizer, about
+
+
 def train(recipe: LMRecipe, attention: str, seed: int, out: Path, folder: Path) -> dict[str, Any]:
     """Train on the tokens in `folder`, test, and leave `result.json` and the model, with its
     tokenizer, in `out`. Of several processes the first one alone tests and has the result.
@@ -58,7 +75,7 @@ def train(recipe: LMRecipe, attention: str, seed: int, out: Path, folder: Path) 
     of something else.
     """
     check_run(out, seed)
-    splits, tokenizer, about = load(folder)
+    splits, tokenizer, about = load_for(recipe, folder)
     build_model(recipe, attention, tokenizer)
     wanted = {
         "task": "lm",
@@ -72,6 +89,7 @@ def train(recipe: LMRecipe, attention: str, seed: int, out: Path, folder: Path) 
         if not processes().is_main_process:
             return {}
         tokenizer.save_pretrained(str(out / "model"))
+        trainer.model.config.tokenizer_sha256 = fingerprint(out / "model")
         best = trainer.state.best_model_checkpoint  # the trainer's model may be in shards
         model = LeaPformerForCausalLM.from_pretrained(best).to(trainer.args.device)
         test = splits["test"].first(recipe.test_tokens)
@@ -112,6 +130,7 @@ def make_trainer(
         recipe.micro_batch,
         prediction_loss_only=True,
         adam_beta2=recipe.adam_beta2,
+        adam_epsilon=recipe.adam_epsilon,
         max_grad_norm=recipe.clip_norm,
         bf16=recipe.precision == "bfloat16",
         torch_compile=recipe.compile,

@@ -16,7 +16,7 @@ def generate(model: Any, prompts: Tensor, count: int) -> Tensor:
     """The likeliest `count` tokens [B, count] after prompts [B, P], each after those before."""
     cache, new, found = LeaPformerCache(), prompts, []
     for _ in range(count):
-        logits = model(new, past_key_values=cache, logits_to_keep=1).logits
+        logits = model(new, cache=cache, logits_to_keep=1).logits
         new = logits[:, -1].argmax(-1, keepdim=True)
         found.append(new)
     return torch.cat(found, 1)
