@@ -2,7 +2,9 @@
 an hour than after a second, and never depends on who else is speaking."""
 
 from copy import deepcopy
+from dataclasses import dataclass
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -70,8 +72,17 @@ def noise(seconds, seed=0):
     return np.random.default_rng(seed).uniform(-0.5, 0.5, samples).astype(np.float32)
 
 
+@dataclass(frozen=True)
+class Written:
+    """A token that a session wrote, how many states it saw, and how many were heard by then."""
+
+    token: int
+    seen: int
+    heard: int
+
+
 def record(translator):
-    """Token, and how many states it saw, for each token that any session takes; by session."""
+    """What any session writes, a list of `Written` by session."""
     log = {}
 
     class Recorded(module.TranslationSession):
@@ -79,10 +90,18 @@ def record(translator):
             before, seen = self.written, self.taken + self.due()
             text = super().write(token, after)
             if self.written > before:
-                log.setdefault(self, []).append((token, seen))
+                log.setdefault(self, []).append(Written(token, seen, self.heard))
             return text
 
     return (lambda: Recorded(translator)), log
+
+
+@pytest.fixture(scope="module")
+def endless(pair):
+    """A model that never ends a sentence by itself, and its processor."""
+    model, processor = deepcopy(pair)
+    model.lm_head.weight.data[2] = 0
+    return model, processor
 
 
 def heard(session, sound, cuts):
@@ -94,19 +113,55 @@ def heard(session, sound, cuts):
 @pytest.mark.parametrize("k", [1, 3, 5, None])
 @settings(max_examples=4)
 @given(data=st.data())
-def test_a_session_writes_what_training_would_see(pair, k, data):
+def test_where_no_end_comes_early_a_session_is_wait_k(endless, k, data):
+    model, processor = endless
+    sound = noise(data.draw(st.floats(0.1, 1.5)), data.draw(st.integers(0, 99)))
+    cuts = data.draw(st.lists(st.integers(0, len(sound)), max_size=6))
+    translator, hidden = Translator(model, processor, k), []
+    decode = translator._decode
+
+    def kept(sessions, ids):
+        found = decode(sessions, ids)
+        hidden.append(found[0])
+        return found
+
+    with patch.object(translator, "_decode", kept):
+        make, log = record(translator)
+        heard(make(), sound, cuts)
+    (written,) = log.values()
+    tokens = [one.token for one in written]
+    frames = processor.feature_extractor(sound, sampling_rate=RATE, return_tensors="pt")
+    ids = torch.tensor([[1, *tokens[:-1]]])
+    source = model.encoder(frames["input_features"].double())
+    whole = model(encoder_outputs=source, decoder_input_ids=ids, wait_k=k, use_cache=False)
+    states, policy = source.last_hidden_state.shape[1], WaitK(k, RATIO)
+    assert len(tokens) == states + SPARE
+    assert [one.seen for one in written] == [
+        min(states, policy.needs(i)) for i in range(len(written))
+    ]
+    for i, one in enumerate(written):
+        assert one.heard <= -(-policy.needs(i) // CHUNK) * CHUNK
+    streamed = torch.cat([one for one in hidden if one.shape[1]], 1)
+    wanted = model.decoder(ids, source, policy.visible)
+    torch.testing.assert_close(streamed, wanted, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(model.lm_head(streamed), whole.logits, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("k", [1, 3, 5, None])
+@settings(max_examples=4)
+@given(data=st.data())
+def test_a_session_writes_what_all_at_once_gives_under_what_it_had_heard(pair, k, data):
     model, processor = pair
     sound = noise(data.draw(st.floats(0.1, 1.5)), data.draw(st.integers(0, 99)))
     cuts = data.draw(st.lists(st.integers(0, len(sound)), max_size=6))
     make, log = record(Translator(model, processor, k))
     text = heard(make(), sound, cuts)
-    (taken,) = log.values()
-    tokens, seen = (list(part) for part in zip(*taken, strict=True))
+    (written,) = log.values()
+    tokens, seen = [one.token for one in written], [one.seen for one in written]
     frames = processor.feature_extractor(sound, sampling_rate=RATE, return_tensors="pt")
-    ids = torch.tensor([[1, *tokens[:-1]]])
     whole = model(
         frames["input_features"].double(),
-        decoder_input_ids=ids,
+        decoder_input_ids=torch.tensor([[1, *tokens[:-1]]]),
         visible=torch.tensor(seen),
         use_cache=False,
     )
@@ -116,32 +171,6 @@ def test_a_session_writes_what_training_would_see(pair, k, data):
     policy = WaitK(k, RATIO)
     assert all(n >= min(states, policy.needs(i)) for i, n in enumerate(seen))
     assert len(tokens) <= states + SPARE
-
-
-def test_the_hidden_states_of_a_session_are_those_of_training(pair, monkeypatch):
-    model, processor = deepcopy(pair)
-    model.lm_head.weight.data[2] = 0  # it never ends by itself: every hidden state is of a token
-    translator, found = Translator(model, processor, 2), []
-    decode = Translator._decode
-
-    def kept(self, sessions, ids):
-        hidden, cache = decode(self, sessions, ids)
-        found.append(hidden)
-        return hidden, cache
-
-    monkeypatch.setattr(Translator, "_decode", kept)
-    make, log = record(translator)
-    sound = noise(2)
-    heard(make(), sound, [100, 9000, 9001, 20_000])
-    (taken,) = log.values()
-    tokens, seen = zip(*taken, strict=True)
-    frames = processor.feature_extractor(sound, sampling_rate=RATE, return_tensors="pt")
-    source = model.encoder(frames["input_features"].double())
-    ids = torch.tensor([[1, *tokens[:-1]]])
-    wanted = model.decoder(ids, source, torch.tensor(seen))
-    hidden = torch.cat([one for one in found if one.shape[1]], 1)
-    assert len(tokens) > 50
-    torch.testing.assert_close(hidden, wanted, rtol=1e-10, atol=1e-10)
 
 
 def test_who_else_speaks_changes_nothing(pair):
@@ -178,13 +207,29 @@ def test_an_end_before_the_source_is_over_is_asked_again():
     model.lm_head.weight.data[3] = -model.lm_head.weight[2]  # an end, or else the word
     translator = Translator(model, processor, 1)
     make, log = record(translator)
-    session = make()
-    heard(session, noise(3), list(range(0, 48_000, 4000)))
-    tokens, _ = zip(*log[session], strict=True)
+    session, holds = make(), []
+    held = type(session).write
+
+    def write(self, token, after):
+        before = self.hold
+        text = held(self, token, after)
+        if self.hold > before:
+            holds.append((self.written, self.hold))
+        return text
+
+    with patch.object(type(session), "write", write):
+        heard(session, noise(3), list(range(0, 48_000, 4000)))
+    tokens = [one.token for one in log[session]]
     assert tokens[-1] == 2 or len(tokens) == session.heard + SPARE
     assert 2 not in tokens[:-1]
-    assert session.hold > 0
     assert session.done
+    assert len(holds) > 1
+    policy = WaitK(1, RATIO)
+    for j, (i, hold) in enumerate(holds):  # an end of token i: it waits for a unit more
+        assert hold == max(policy.needs(i), *(n for _, n in holds[:j]), 0) + RATIO
+    for i, one in enumerate(log[session]):
+        waited = max((hold for token, hold in holds if token <= i), default=0)
+        assert one.seen == min(session.heard, max(policy.needs(i), waited))
 
 
 def kept(session):
