@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
+from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerFast
 
 from leapformer.models.speech_configuration import LeaPformerSpeechConfig
@@ -20,7 +21,7 @@ from leapformer.models.speech_translation import LeaPformerForSpeechTranslation
 from leapformer.ops import LeapState
 from leapformer.tasks.speech import translator as module
 from leapformer.tasks.speech.policy import WaitK, parse_wait
-from leapformer.tasks.speech.session import SPARE
+from leapformer.tasks.speech.session import SPARE, translate
 from leapformer.tasks.speech.translator import Translator
 from leapformer.zoo.pairs import KeyValues
 
@@ -296,6 +297,92 @@ def test_a_bad_piece_takes_nothing_from_the_sessions_beside_it(bad):
     with pytest.raises((ValueError, TypeError), match=r"samples|1 pieces of sound for 2"):
         translator.push([session, other], pieces)
     assert heard(session, sound, [8000]) == expected
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_where_the_model_fails_no_text_is_lost(endless, last):
+    translator, sound = Translator(*endless, 1), noise(2)
+    expected = heard(translator.session(), sound, [])
+    assert expected
+    session, other = translator.session(), translator.session()
+    step, calls = translator.model.encoder.step, []
+
+    def failing(frames, state):
+        calls.append(frames)
+        if len(calls) > 8:
+            raise ValueError("positions leave the ramp")
+        return step(frames, state)
+
+    text = session.push(sound[:500]) + other.push(sound[:500])
+    with (
+        patch.object(translator.model.encoder, "step", failing),
+        pytest.raises(ValueError, match="leave the ramp"),
+    ):
+        translator.push([session, other], [sound[500:], sound[500:]])
+    assert session.text
+    if last:
+        with (
+            patch.object(translator.model.encoder, "step", failing),
+            pytest.raises(ValueError, match="leave the ramp"),
+        ):
+            translator.finish([session, other])
+        with pytest.raises(RuntimeError, match="finished"):
+            session.push(sound)
+    else:
+        text += session.push(sound[:0])
+    assert text + session.finish() == other.finish() == expected
+    with pytest.raises(RuntimeError, match="finished"):
+        session.finish()
+
+
+def test_a_session_is_given_once_and_to_its_own_translator():
+    translator, sound = Translator(*build(), 1), noise(1)
+    session, other = translator.session(), Translator(*build(), 1).session()
+    twice, foreign = [session, session], [session, other]
+    for these, said in ((twice, "a session is there twice"), (foreign, "of another translator")):
+        with pytest.raises(ValueError, match=said):
+            translator.push(these, [sound, sound])
+        with pytest.raises(ValueError, match=said):
+            translator.finish(these)
+    assert heard(session, sound, [3000]) == heard(translator.session(), sound, [3000])
+
+
+def test_tokens_that_are_no_text_are_not_kept(monkeypatch):
+    model, processor = build()
+    model.lm_head.weight.data[1:] = 0  # padding, or where that is unlikely the beginning's token
+    model.lm_head.weight.data[1] = -model.lm_head.weight[0]
+    kept, most = [], []
+
+    class Counted:
+        def __init__(self, **how):
+            self.stream = DecodeStream(**how)
+
+        def step(self, tokenizer, token):
+            kept.append(token)
+            most.append(len(kept))
+            text = self.stream.step(tokenizer, token)
+            if text:
+                kept.clear()
+            return text
+
+    monkeypatch.setattr("leapformer.tasks.speech.session.DecodeStream", Counted)
+    session = Translator(model, processor, 1).session()
+    assert heard(session, noise(5), [9000]) == ""
+    assert session.written > 100
+    assert max(most, default=0) <= 1
+
+
+@pytest.mark.parametrize(("samples", "states"), [(879, 0), (880, 1)])
+def test_a_state_takes_55_ms(samples, states):
+    session = Translator(*build(), 1).session()
+    heard(session, noise(samples / RATE + 1e-9), [])
+    assert (session.heard, session.written > 0) == (states, states > 0)
+
+
+@pytest.mark.parametrize("piece", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_piece_lasts_some_seconds(piece, tmp_path):
+    with pytest.raises(ValueError, match=r"a piece has .* expected a finite number above 0"):
+        next(translate(None, tmp_path / "a.wav", piece))
 
 
 def test_whole_sources_are_translated_as_their_streams():

@@ -64,8 +64,8 @@ class LeaPformerAgent(SpeechToTextAgent):
         return WriteAction(words, finished=False) if words else ReadAction()
 
     def _tried(self, call: Callable[..., str], *given: Any) -> str:
-        """The text; a source that the model cannot take further ends there, with a warning: it must
-        not end a long evaluation."""
+        """The text; a source that the model cannot take further ends there, with what was written
+        of it and a warning: it must not end a long evaluation."""
         if self.lost:
             return ""
         try:
@@ -73,7 +73,7 @@ class LeaPformerAgent(SpeechToTextAgent):
         except ValueError as error:
             self.lost = True
             warnings.warn(f"the rest of a source is left out: {error}", stacklevel=3)
-            return ""
+            return self.session.given_back()
 
     def _heard(self, states: Any) -> NDArray[np.float32]:
         """What is new of the source, channels averaged, resampled where it has another rate; none

@@ -39,6 +39,7 @@ class Translator:
         self.policy = WaitK(k, model.config.wait_ratio)
         self.chunk = model.config.encoder_chunk * model.encoder.subsampling.factor
         self.tail = model.encoder.subsampling.factor
+        self.special = frozenset(processor.tokenizer.all_special_ids)
         with torch.inference_mode():
             self.blank = self._blank()
 
@@ -60,7 +61,8 @@ class Translator:
     ) -> list[str]:
         """To each session its piece of sound, float [samples] at the extractor's rate, and what
         each writes then. Raises as `TranslationSession.push`, and ValueError for another number of
-        pieces, before anything is taken in."""
+        pieces, a session twice or of another translator, before anything is taken in."""
+        self._check(sessions)
         if len(sessions) != len(pieces):
             raise ValueError(f"{len(pieces)} pieces of sound for {len(sessions)} sessions")
         for session in sessions:
@@ -69,16 +71,22 @@ class Translator:
         for session, samples in zip(sessions, sound, strict=True):
             frames = session.features.push(samples)
             session.frames = np.concatenate([session.frames, frames])
-        return self._advance(sessions)
+        self._advance(sessions)
+        return [session.given_back() for session in sessions]
 
     @torch.inference_mode()
     def finish(self, sessions: Sequence[TranslationSession]) -> list[str]:
-        """The sources are over: the rest of each translation."""
+        """The sources are over: the rest of each translation. Raises as
+        `TranslationSession.finish`, and ValueError for a session twice or of another translator."""
+        self._check(sessions)
         for session in sessions:
-            session.check_open()
+            session.check_open(finishing=True)
         for session in sessions:
             session.ended = True
-        return self._advance(sessions)
+        self._advance(sessions)
+        for session in sessions:
+            session.done = session.finished = True
+        return [session.given_back() for session in sessions]
 
     @torch.inference_mode()
     def translate(self, sources: Sequence[NDArray[np.float32]]) -> list[str]:
@@ -86,8 +94,17 @@ class Translator:
         sessions = [self.session() for _ in sources]
         for session, frames in zip(sessions, sources, strict=True):
             session.frames = frames
-        pushed, rest = self._advance(sessions), self.finish(sessions)
-        return [text + end for text, end in zip(pushed, rest, strict=True)]
+        self._advance(sessions)
+        return self.finish(sessions)
+
+    def _check(self, sessions: Sequence[TranslationSession]) -> None:
+        if len(set(sessions)) < len(sessions):
+            raise ValueError("a session is there twice: give it once, with all of its new sound")
+        if any(session.translator is not self for session in sessions):
+            raise ValueError(
+                "a session is of another translator: give each to that which made it, or use one "
+                "translator for all"
+            )
 
     def _blank(self) -> Memory:
         """The states before anything was heard or written."""
@@ -99,10 +116,9 @@ class Translator:
         self.model.decoder(none, source, "all", decoder)
         return Memory(encoder, decoder, source)
 
-    def _advance(self, sessions: Sequence[TranslationSession]) -> list[str]:
-        text = {id(session): "" for session in sessions}
+    def _advance(self, sessions: Sequence[TranslationSession]) -> None:
         while True:
-            self._write(sessions, text)
+            self._write(sessions)
             ready: dict[int, list[TranslationSession]] = {}
             for session in sessions:
                 if frames := session.next_frames():
@@ -112,9 +128,7 @@ class Translator:
             for frames, group in ready.items():
                 self._listen(group, frames)
         for session in sessions:
-            session.done = session.done or session.ended
             session.frames = session.frames.copy()  # of a long piece only what is left
-        return [text[id(session)] for session in sessions]
 
     def _listen(self, sessions: Sequence[TranslationSession], frames: int) -> None:
         """Encode the next so many frames of each session."""
@@ -131,7 +145,7 @@ class Translator:
             )
             session.heard += found.last_hidden_state.shape[1]
 
-    def _write(self, sessions: Sequence[TranslationSession], text: dict[int, str]) -> None:
+    def _write(self, sessions: Sequence[TranslationSession]) -> None:
         """Write with every session until none may, then let each take in what its next token may
         see."""
         while writers := [session for session in sessions if session.writes()]:
@@ -139,7 +153,7 @@ class Translator:
             hidden, after = self._decode(writers, ids.to(self.model.device))
             tokens = self.model.lm_head(hidden[:, -1]).argmax(-1).tolist()
             for i, (session, token) in enumerate(zip(writers, tokens, strict=True)):
-                text[id(session)] += session.write(token, after.row(i))
+                session.write(token, after.row(i))
         if listeners := [session for session in sessions if session.due() and not session.done]:
             none = torch.zeros(len(listeners), 0, dtype=torch.int64, device=self.model.device)
             _, after = self._decode(listeners, none)
