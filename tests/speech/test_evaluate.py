@@ -208,10 +208,10 @@ def test_a_source_that_the_model_cannot_take_ends_there_and_the_next_begins_anew
             raise ValueError("positions leave the ramp")
         return step(frames, state)
 
-    def spoken():
+    def spoken(piece=800):
         agent.reset()
         written = []
-        for end in [*range(0, len(sound), 800), len(sound)]:
+        for end in [*range(0, len(sound), piece), len(sound)]:
             states = SimpleNamespace(
                 source=sound[:end], source_sample_rate=16_000, source_finished=end == len(sound)
             )
@@ -225,6 +225,8 @@ def test_a_source_that_the_model_cannot_take_ends_there_and_the_next_begins_anew
         patched.setattr(encoder, "step", short)
         with pytest.warns(UserWarning, match="rest of a source is left out: positions") as warned:
             begun = spoken()
-    assert len(warned) == 1
+            at_once = spoken(len(sound))
+    assert len(warned) == 2
+    assert at_once == begun
     assert begun == whole[: len(begun)] != whole
     assert spoken() == whole
