@@ -17,6 +17,7 @@ from transformers import (
 
 from leapformer import LeaPformerConfig, LeaPformerForCausalLM, LeaPformerModel
 from leapformer.models import LeaPformerCache
+from leapformer.models.base import LeaPformerBlock
 from leapformer.models.cache import CACHE_NAME, CACHE_NAMES
 from leapformer.zoo import ATTENTIONS
 
@@ -52,6 +53,8 @@ def make(attention="leap", **others):
     for name, parameter in model.named_parameters():
         if "taps" in name:
             nn.init.normal_(parameter, std=0.5)
+        if "_proj.weight" in name:  # what comes next hangs on all that came before
+            nn.init.normal_(parameter, std=0.5)
     return model
 
 
@@ -60,10 +63,11 @@ def make_ids(batch=3, length=12):
 
 
 def left_padded(batch=3, length=12):
-    """Rows of different lengths, padding first, and their mask."""
+    """Rows of different lengths, padding first, and their mask. At padding stands a token, whose
+    vector, unlike that of PAD, is not zero."""
     ids = make_ids(batch, length)
     mask = torch.arange(length) >= torch.tensor([5, 2, 0, 7][:batch]).unsqueeze(1)
-    return ids.where(mask, PAD), mask.long()
+    return ids.where(mask, 7), mask.long()
 
 
 WAYS = {
@@ -75,12 +79,8 @@ WAYS = {
 }
 
 
-@every_attention
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("padded", [False, True])
-def test_generation_with_a_cache_equals_generation_without(attention, way, padded):
-    model, (ids, mask) = make(attention), left_padded()
-    ids, mask = (ids, mask) if padded else (make_ids(), None)
+def check_cached_equals_uncached(model, way, padded):
+    ids, mask = left_padded() if padded else (make_ids(), None)
     found = []
     for use_cache in (True, False):
         torch.manual_seed(1)
@@ -92,10 +92,8 @@ def test_generation_with_a_cache_equals_generation_without(attention, way, padde
     assert len(found[0][:, ids.shape[1] :].unique()) > 3  # not one token over and over
 
 
-@every_attention
-@pytest.mark.parametrize("use_cache", [False, True])
-def test_a_left_padded_prompt_goes_on_as_it_does_alone(attention, use_cache):
-    model, (ids, mask) = make(attention), left_padded()
+def check_left_padded_equals_alone(model, use_cache):
+    ids, mask = left_padded()
     options = {"max_new_tokens": 12, "use_cache": use_cache}
     together = model.generate(ids, attention_mask=mask, **options)
     for row, new in enumerate(together[:, ids.shape[1] :]):
@@ -103,6 +101,50 @@ def test_a_left_padded_prompt_goes_on_as_it_does_alone(attention, use_cache):
         alone = model.generate(prompt, **options)[0, prompt.shape[1] :]
         assert new[: len(alone)].tolist() == alone.tolist()
         assert (new[len(alone) :] == PAD).all()
+
+
+@every_attention
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("padded", [False, True])
+def test_generation_with_a_cache_equals_generation_without(attention, way, padded):
+    check_cached_equals_uncached(make(attention), way, padded)
+
+
+@every_attention
+@pytest.mark.parametrize("use_cache", [False, True])
+def test_a_left_padded_prompt_goes_on_as_it_does_alone(attention, use_cache):
+    check_left_padded_equals_alone(make(attention), use_cache)
+
+
+def without(name):
+    """A block's forward pass without that part of its view."""
+    whole = LeaPformerBlock.forward
+    return lambda self, x, **view: whole(self, x, **{**view, name: None})
+
+
+BREAKAGES = {
+    "padding is seen": (LeaPformerBlock, "forward", without("key_mask")),
+    "states are forgotten": (LeaPformerBlock, "forward", without("state")),
+    "beams stay where they are": (LeaPformerCache, "reorder_cache", lambda self, rows: None),
+}
+
+
+@every_attention
+@pytest.mark.parametrize(
+    ("breakage", "law", "how"),
+    [
+        ("padding is seen", check_left_padded_equals_alone, {"use_cache": True}),
+        *(
+            ("states are forgotten", check_cached_equals_uncached, {"way": way, "padded": False})
+            for way in WAYS
+        ),
+        ("beams stay where they are", check_cached_equals_uncached, {"way": "beams", "padded": 0}),
+    ],
+)
+def test_the_laws_of_generation_can_fail(attention, breakage, law, how, monkeypatch):
+    monkeypatch.setattr(*BREAKAGES[breakage])
+    with pytest.raises(AssertionError):
+        law(make(attention), **how)
 
 
 @every_attention
@@ -144,7 +186,7 @@ def test_padding_may_stand_anywhere(attention, pieces, seed):
 def test_what_stands_at_padding_changes_no_real_token(attention):
     model, (ids, mask) = make(attention), left_padded()
     expected = model(ids, attention_mask=mask).logits[mask.bool()]
-    other = ids.where(mask.bool(), 7)
+    other = ids.where(mask.bool(), 9)
     assert torch.equal(model(other, attention_mask=mask).logits[mask.bool()], expected)
     assert not torch.allclose(model(ids).logits[mask.bool()], expected, atol=1e-2)
 
@@ -165,7 +207,7 @@ def test_generation_goes_on_from_a_cache(attention, full):
     """Either with all tokens so far, or with the new ones alone."""
     model, ids = make(attention), make_ids()
     model.generation_config.eos_token_id = None
-    expected = model.generate(ids, max_new_tokens=20)
+    expected = model.generate(ids, max_new_tokens=20, use_cache=False)
     first = model.generate(ids, max_new_tokens=8, return_dict_in_generate=True)
     cache = first[CACHE_NAME]
     assert cache.get_seq_length() == ids.shape[1] + 7  # the last token was not read yet
