@@ -1,5 +1,6 @@
 """Corpora as their users have them: read exactly, by layout, every fault named by file and line."""
 
+import csv
 import json
 import re
 from contextlib import chdir
@@ -49,12 +50,15 @@ def must_c(root: Path, rows: list[tuple], pair: str = "en-de") -> Path:
 
 
 def covost(root: Path, rows: list[tuple], pair: str = "fr_en") -> Path:
-    """Rows of (clip, transcript, translation), beside Common Voice's own tables."""
+    """Rows of (clip, transcript, translation) as get_covost_splits.py writes them, beside Common
+    Voice's own tables."""
     root.mkdir(exist_ok=True)
     for split in COVOST.values():
         cells = [("path", "sentence", "translation", "client_id"), *((*row, "7") for row in rows)]
-        table = "".join("\t".join(row) + "\n" for row in cells)
-        (root / f"covost_v2.{pair}.{split}.tsv").write_bytes(table.encode())
+        how = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "escapechar": "\\"}
+        table = root / f"covost_v2.{pair}.{split}.tsv"
+        with table.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file, **how, lineterminator="\n").writerows(cells)
         (root / f"{split}.tsv").write_text("client_id\tpath\tsentence\tup_votes\n")
     for clip, *_ in rows:
         wav(root / "clips" / clip)
@@ -194,13 +198,10 @@ def test_a_pair_is_chosen_where_there_are_several(tmp_path):
         read(tmp_path, "en-it")
 
 
-TEXT = LINE.filter(lambda text: "\\" not in text)
-
-
 @settings(max_examples=10)
-@given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=6))
-def test_covost_is_read_row_by_row_and_nothing_quotes(texts):
-    texts.append(('"', 'he said "no'))
+@given(st.lists(st.tuples(LINE, LINE), min_size=1, max_size=6))
+def test_covost_is_read_row_by_row_as_its_script_escapes_it(texts):
+    texts += [('"', 'he said "no'), ("a\tb", "\\a\\"), ("\\\\", '\\"')]
     rows = [(f"common_voice_fr_{i}.wav", *each) for i, each in enumerate(texts)]
     with TemporaryDirectory() as folder:
         root = covost(Path(folder), rows)
@@ -211,6 +212,17 @@ def test_covost_is_read_row_by_row_and_nothing_quotes(texts):
                 for clip, *each in rows
             ]
             assert found(root, split) == expected
+
+
+def test_in_covost_a_backslash_escapes_and_in_a_manifest_it_does_not(tmp_path):
+    root = covost(tmp_path / "covost", [("a.wav", "", "")])
+    table = "path\tsentence\ttranslation\na.wav\t" + r"\"oui\", c:\\" + "\tone\\\ttwo\n"
+    (root / "covost_v2.fr_en.train.tsv").write_text(table)
+    (only,) = found(root)
+    assert (only.transcript, only.translation) == ('"oui", c:\\', "one\ttwo")
+    table = "audio\ttranscript\ttranslation\na.wav\t" + r"\"oui\", c:\\" + "\tone\\\n"
+    (only,) = found(manifest(tmp_path / "manifest", table))
+    assert (only.transcript, only.translation) == (r"\"oui\", c:\\", "one\\")
 
 
 def test_covost_is_cut_into_splits_first(tmp_path):

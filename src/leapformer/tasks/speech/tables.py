@@ -23,6 +23,8 @@ _ALL = re.compile(r"covost_v2\.[A-Za-z-]+_[A-Za-z-]+\.tsv")
 _NAMES = {"train": "train", "validation": "validation", "dev": "validation", "test": "test"}
 _NEEDED = ("audio", "transcript", "translation")
 _MARK = "\ufeff"
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+_ESCAPED_CELL = re.compile(r"(?:^|\t)((?:\\.|[^\t])*)", re.DOTALL)
 
 
 def find_covost(pair: str | None, source: Path) -> Source | None:
@@ -95,7 +97,7 @@ def _source(
 
 
 def _covost(file: Path) -> Iterator[Utterance]:
-    for place, row in _rows(file, ("path", "sentence", "translation")):
+    for place, row in _rows(file, ("path", "sentence", "translation"), escaped=True):
         audio = present(place, file.parent / "clips" / row["path"])
         texts = row["sentence"].strip(), row["translation"].strip()
         yield Utterance(audio.stem, audio, 0.0, None, *texts)
@@ -113,8 +115,16 @@ def _manifest(file: Path) -> Iterator[Utterance]:
         )
 
 
-def _rows(file: Path, needed: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
-    """The rows of a table by column, each with its place; a tab parts cells and nothing quotes."""
+def _unescaped(line: str) -> list[str]:
+    """Cells in which the character behind a backslash is itself, also a tab."""
+    return [_ESCAPE.sub(r"\1", cell) for cell in _ESCAPED_CELL.findall(line)]
+
+
+def _rows(
+    file: Path, needed: tuple[str, ...], escaped: bool = False
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """The rows of a table by column, each with its place; a tab parts cells and nothing quotes.
+    `escaped`: a backslash escapes, as in what get_covost_splits.py writes."""
     table = lines(file)
     _, head = next(table, ("", ""))
     names = head.removeprefix(_MARK).split("\t")
@@ -126,7 +136,7 @@ def _rows(file: Path, needed: tuple[str, ...]) -> Iterator[tuple[str, dict[str, 
             f"found {', '.join(names):.100}"
         )
     for place, line in table:
-        cells = line.split("\t")
+        cells = _unescaped(line) if escaped else line.split("\t")
         if len(cells) != len(names):
             raise ValueError(f"{place}: {len(cells)} cells, and the header has {len(names)}")
         yield place, dict(zip(names, cells, strict=True))
