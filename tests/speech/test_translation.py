@@ -178,6 +178,17 @@ def test_the_ctc_loss_is_that_of_each_source_alone():
     torch.testing.assert_close(both, sum(alone))
 
 
+def test_the_ctc_loss_hears_all_of_the_source_whatever_was_seen_of_it():
+    model = build(ctc_vocab_size=9, hidden_dropout_prob=0.0).train()
+    sound, labels = case(60, 2)
+    ctc = torch.randint(1, 9, (2, 5))
+    losses = [
+        model(sound, labels=labels, ctc_labels=ctc, wait_k=1, use_cache=cached).loss
+        for cached in (False, True)
+    ]
+    torch.testing.assert_close(*losses)
+
+
 def test_the_loss_of_a_batch_is_that_of_its_parts():
     model = build(ctc_vocab_size=9, label_smoothing=0.1, hidden_dropout_prob=0.0).train()
     sound, labels = case(60, 6, batch=3)

@@ -129,7 +129,7 @@ class LeaPformerForSpeechTranslation(LeaPformerPreTrainedModel, GenerationMixin)
                 label_smoothing=self.config.label_smoothing if self.training else 0.0,
             )
             if ctc_labels is not None and self.training:
-                loss = loss + self.config.ctc_weight * self.ctc_loss(source, ctc_labels)
+                loss = loss + self.config.ctc_weight * self.ctc_loss(whole, ctc_labels)
             tokens = (labels != IGNORED).sum()
             loss = loss / (tokens if num_items_in_batch is None else num_items_in_batch)
         return Seq2SeqLMOutput(
