@@ -2,6 +2,7 @@
 and printed as text."""
 
 import json
+import math
 import re
 import shutil
 from itertools import islice
@@ -244,9 +245,18 @@ def lose(folder):
     save_file(kept, file, {"format": "pt"})
 
 
-def rename(folder, kind):
+def configure(folder, **changes):
     file = folder / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_type": kind}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def swap_tokens(folder):
+    """Two ids of the vocabulary."""
+    file = folder / "tokenizer.json"
+    kept = json.loads(file.read_text())
+    ids = kept["model"]["vocab"]
+    ids["a"], ids["b"] = ids["b"], ids["a"]
+    file.write_text(json.dumps(kept))
 
 
 FAULTS = {
@@ -259,8 +269,24 @@ FAULTS = {
         "cannot read the model in .*: 25 weights are missing, such as model.layers.1",
     ),
     "speech": (
-        lambda x: rename(x, "leapformer_speech"),
+        lambda x: configure(x, model_type="leapformer_speech"),
         "cannot read the model in .*: its type is 'leapformer_speech', expected 'leapformer'",
+    ),
+    "weights left over": (
+        lambda x: configure(x, num_hidden_layers=1),
+        "cannot read the model in .*: 25 weights are unexpected, such as model.layers.1",
+    ),
+    "another attention": (
+        lambda x: configure(x, attention="linear", attention_options=None),
+        "cannot read the model in .*: 16 weights are unexpected, such as .*leap_k",
+    ),
+    "weights of other shapes": (
+        lambda x: configure(x, intermediate_size=8),
+        "cannot read the model in .*: 6 weights are mismatched, such as .*feed_forward",
+    ),
+    "tokens of another order": (
+        swap_tokens,
+        "tokenizer.json is not the one that the model was trained with",
     ),
     "no tokenizer": (
         lambda x: (x / "tokenizer.json").unlink(),
@@ -285,6 +311,16 @@ def test_a_damaged_model_is_one_line(finished, words, tmp_path, capsys, name):
     said = capsys.readouterr()
     assert re.search(f"leapformer: .*{cure}.*\n$", said.err)
     assert said.out == ""
+
+
+def test_weights_that_are_no_numbers_write_nothing(finished, tmp_path, capsys):
+    place = tmp_path / "model"
+    shutil.copytree(finished[0] / "model", place)
+    file = place / "model.safetensors"
+    save_file({k: x * math.nan for k, x in load_file(file).items()}, file, {"format": "pt"})
+    for temperature in ("0", "1"):
+        assert main(["lm", "generate", "--model", str(place), "--temperature", temperature]) == 2
+        assert "the model's logits are no numbers: its weights" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--temperature -1", "--top-p 0", "--tokens -3"])

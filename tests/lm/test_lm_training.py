@@ -231,7 +231,7 @@ def half(file):
 
 @pytest.mark.parametrize("damage", [half, lambda x: x.write_bytes(b""), lambda x: x.unlink()])
 @pytest.mark.parametrize(
-    "name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"]
+    "name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "optimizer.bin"]
 )
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     finished, tiny, folder, tmp_path, monkeypatch, name, damage
@@ -245,10 +245,17 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
             train(tiny, "leap", 3, tmp_path, folder)
     before, last = sorted(tmp_path.glob("checkpoint-*"), key=lambda x: int(x.name[11:]))
     assert last_checkpoint(tmp_path) == last
+    if name == "optimizer.bin":  # FSDP's
+        (last / "optimizer.pt").rename(last / name)
     damage(last / name)
     assert last_checkpoint(tmp_path) == before
     again = train(tiny, "leap", 3, tmp_path, folder)
     assert (curve(again), again["test"]) == (curve(finished[1]), finished[1]["test"])
+
+
+def test_adaptive_cutoffs_want_words(tiny, folder, tmp_path):
+    with pytest.raises(ValueError, match="want words sorted by frequency, and .* holds bpe"):
+        train(replace(tiny, **ADAPTIVE), "leap", 0, tmp_path, folder)
 
 
 def test_a_process_has_one_gpu_of_those_it_sees(tiny, tmp_path, monkeypatch):

@@ -72,10 +72,6 @@ class LMRecipe:
         check_numbers(
             self, ("short_convolution", "dropout", "weight_decay", "warmup_steps", "context")
         )
-        if self.warmup_steps > self.steps:
-            raise ValueError(
-                f"warmup_steps is {self.warmup_steps}, beyond the {self.steps} steps there are"
-            )
         if self.context >= self.sequence_length:
             raise ValueError(
                 f"context is {self.context}: it must leave room in windows of "
