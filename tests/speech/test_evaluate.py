@@ -17,12 +17,12 @@ import soundfile
 import soxr
 
 from leapformer.cli import main
-from leapformer.results import read_json
+from leapformer.results import read_json, signature
 from leapformer.tasks.runs import RESULT
 from leapformer.tasks.speech import evaluate as module
 from leapformer.tasks.speech.audio import read_audio
 from leapformer.tasks.speech.evaluate import evaluate, forms, table
-from leapformer.tasks.speech.simulate import AGENT, SEGMENT
+from leapformer.tasks.speech.simulate import AGENT, SEGMENT, real_time_factor
 from leapformer.tasks.speech.translator import Translator
 
 
@@ -42,7 +42,8 @@ def one_unreadable(data):
 def curve(learned, folder, data, tmp_path_factory):
     """The first eight test utterances, one of them unreadable, at two waits."""
     out = tmp_path_factory.mktemp("evaluate")
-    with one_unreadable(data):
+    said = r"1 of 8 utterances are left out.*\n  test-3: .*cannot be read as audio"
+    with one_unreadable(data), pytest.warns(UserWarning, match=said):
         return out, evaluate([learned[0]], [1, None], out, folder, 8)
 
 
@@ -98,10 +99,10 @@ def test_the_record_says_how_good_and_how_late(curve):
 
 
 def test_the_table_has_a_row_a_form_and_a_wait(curve):
-    _, (result,) = curve
+    result = deepcopy(curve[1][0])
     other, longer = deepcopy(result), deepcopy(result)
     other["signature"]["run"]["recipe"]["learned_progress"] = False
-    other["points"][0]["omnisteval"] = None
+    other["points"][0] |= {"omnisteval": None, "real_time_factor": None}
     said = table([result, result, other])
     rows = [line.split(" | ") for line in said.splitlines()[2:6]]
     assert [(row[0].strip("| "), row[1]) for row in rows] == [
@@ -111,14 +112,18 @@ def test_the_table_has_a_row_a_form_and_a_wait(curve):
         ("leap", "all"),
     ]
     assert f"{result['points'][0]['bleu']:.1f} ± 0.0" == rows[0][2]
-    assert rows[2][5] == "-"
-    assert "7 test utterances" in said
+    assert rows[2][5] == rows[2][-1].rstrip(" |") == "-"
+    assert "7 test utterances, 1 left out, " in said
+    result["signature"]["sources"]["left_out"].clear()
+    assert "7 test utterances, " in (whole := table([result]))
+    assert "left out" not in whole
     assert [len(group) for group in forms([result, result, other]).values()] == [2, 1]
     longer["signature"]["run"]["recipe"]["steps"] = 999
     steps = result["signature"]["run"]["recipe"]["steps"]
     assert [name[-9:] for name in forms([result, longer])] == [f"steps {steps}", "steps 999"]
 
 
+@pytest.mark.filterwarnings("ignore:1 of . utterances are left out")
 def test_finished_simulations_are_kept(learned, curve, folder, data, tmp_path, monkeypatch):
     out, (result,) = curve
     shutil.copytree(out, tmp_path / "out")
@@ -129,13 +134,31 @@ def test_finished_simulations_are_kept(learned, curve, folder, data, tmp_path, m
         place.mkdir(parents=True)
         return {**result["points"][0], "bleu": 0.5}
 
+    made = signature()
+
+    def signed(**what):
+        return {**made, **what, "versions": {"torch": "later"}, "commit": "later"}
+
     monkeypatch.setattr(module, "simulate", simulated)
+    monkeypatch.setattr(module, "signature", signed)
     with one_unreadable(data):
         again = evaluate([learned[0]], [1, None, 2], tmp_path / "out", folder, 8)
-        assert again[0]["points"][:2] == result["points"]
+        *kept, new = again[0]["points"]
+        assert kept == result["points"]
+        for point in kept:
+            assert (point["machine"], point["versions"]) == (made["machine"], made["versions"])
+            assert point["commit"] != "later"
+        assert new["commit"] == again[0]["signature"]["commit"] == "later"
         assert ran == [2]
         evaluate([learned[0]], [1], tmp_path / "out", folder, 7)  # other utterances: anew
         assert ran == [2, 1]
+
+
+def test_the_real_time_factor_is_of_streams_that_wrote_something():
+    wrote = {"delays": [40, 900], "elapsed": [45, 950], "source_length": 1000}
+    silent = {"delays": [], "elapsed": [], "source_length": 9000}
+    assert real_time_factor([wrote, silent]) == pytest.approx(0.05)
+    assert real_time_factor([silent]) is None
 
 
 def test_what_cannot_be_evaluated_is_one_line(learned, folder, tmp_path, capsys):
@@ -169,11 +192,15 @@ def test_no_bad_wav_ends_simuleval(learned, data, tmp_path):
         "silent": (0 * sound, 16_000),
         "clipped": (np.clip(50 * sound, -1, 1), 16_000),
         "rate": (soxr.resample(sound, 16_000, 44_100), 44_100),
+        "telephone": (soxr.resample(sound, 16_000, 8000), 8000),
         "stereo": (np.stack([sound, sound], 1), 16_000),
+        "truncated": (sound, 16_000),
         "nan": (broken, 16_000),
     }
     for name, (samples, rate) in cases.items():
         soundfile.write(tmp_path / f"{name}.wav", samples, rate, subtype="FLOAT")
+    cut = tmp_path / "truncated.wav"
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     names = [str(tmp_path / f"{name}.wav") for name in cases]
     (tmp_path / "wavs.txt").write_text("\n".join(names) + "\n")
     (tmp_path / "references.txt").write_text("hoch tief mittel\n" * len(cases))
@@ -192,6 +219,13 @@ def test_no_bad_wav_ends_simuleval(learned, data, tmp_path):
     assert said["empty"] == said["short"] == ""
     assert said["plain"] == said["rate"] == said["stereo"]
     assert said["plain"].startswith(said["nan"][: len(said["nan"]) // 2])
+    session.reset()
+    low = soxr.resample(cases["telephone"][0], 8000, 16_000)
+    assert said["telephone"] == session.push(low) + session.finish()
+    session.reset()
+    there, _ = soundfile.read(cut, dtype="float32")
+    assert said["truncated"] == session.push(there) + session.finish()
+    assert 0 < len(there) < len(sound)
 
 
 def test_a_source_that_the_model_cannot_take_ends_there_and_the_next_begins_anew(

@@ -50,11 +50,11 @@ def run(
     writable_folder(out.parent)
     torch.manual_seed(0)
     with limited(threads):
+        generation = [  # first: what training gives back would hide what the process grows by
+            {"attention": name, "blocks": _generation(name, tokens, growing)} for name in attentions
+        ]
         training = [
             record for length in lengths for record in _training(attentions, length, rounds)
-        ]
-        generation = [
-            {"attention": name, "blocks": _generation(name, tokens, growing)} for name in attentions
         ]
         result = {
             "signature": signature(

@@ -2,6 +2,8 @@
 
 import hashlib
 import shutil
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from .data import Utterances, load
 from .simulate import REFERENCES, SEGMENT, SOURCES, check_tools, simulate
 
 SCORES = "scores.json"
+SIGNED = ("machine", "versions", "commit")
+"""What a simulation keeps of its own signature: another call may find it."""
 
 
 def evaluate(
@@ -26,9 +30,10 @@ def evaluate(
     every wait (None: for all of the source).
 
     Leaves `results.json` (a record a run, with a point for each wait), `table.md` and `curve.png`
-    in `out`. Started again, it keeps the simulations that are there. An utterance whose audio
-    cannot be read is left out, and named. Raises FileNotFoundError or ValueError for a run that is
-    not finished or was trained on something else, and what `check_tools` and `simulate` raise.
+    in `out`. Started again, it keeps the simulations that are there, each with the machine,
+    versions and commit that made it. Utterances whose audio cannot be read are left out, with a
+    warning, and named. Raises FileNotFoundError or ValueError for a run that is not finished or was
+    trained on something else, and what `check_tools` and `simulate` raise.
     """
     check_tools()
     if not runs or not waits:
@@ -94,6 +99,12 @@ def _sources(split: Utterances, count: int | None, out: Path) -> dict[str, Any]:
         references.append(" ".join(item["translation"].split()))
     if not names:
         raise ValueError(f"no audio can be read; {left_out[0] if left_out else 'no utterances'}")
+    if left_out:
+        warnings.warn(
+            f"{len(left_out)} of {len(left_out) + len(names)} utterances are left out, for their "
+            "audio cannot be read (results.json names all):\n  " + "\n  ".join(left_out[:3]),
+            stacklevel=3,
+        )
     (out / SOURCES).write_text("\n".join(names) + "\n", encoding="utf-8")
     (out / REFERENCES).write_text("\n".join(references) + "\n", encoding="utf-8")
     return {"utterances": len(names), "seconds": samples / RATE, "left_out": left_out}
@@ -105,13 +116,14 @@ def _point(model: Path, wait: int | None, out: Path, place: Path) -> dict[str, A
     wanted = [SEGMENT, *(hashlib.sha256(file.read_bytes()).hexdigest() for file in used)]
     kept = place / SCORES
     if kept.is_file() and (held := read_json(kept))["of"] == wanted:
-        return {**held["scores"], "machine": held["machine"]}
+        return {**held["scores"], **{key: held.get(key) for key in SIGNED}}
     if place.exists():
         shutil.rmtree(place)
     place.parent.mkdir(parents=True, exist_ok=True)
-    found, machine = simulate(model, wait, out, place), signature()["machine"]
-    write_json(kept, {"of": wanted, "scores": found, "machine": machine})
-    return {**found, "machine": machine}
+    found, signed = simulate(model, wait, out, place), signature()
+    about = {key: signed[key] for key in SIGNED}
+    write_json(kept, {"of": wanted, "scores": found, **about})
+    return {**found, **about}
 
 
 def _title(result: dict[str, Any]) -> str:
@@ -160,11 +172,6 @@ def table(results: list[dict[str, Any]]) -> str:
     for name, group in forms(results).items():
         for points in zip(*(run["points"] for run in group), strict=True):
             timed = [point["omnisteval"] for point in points if point["omnisteval"]]
-
-            def over(key: str, digits: int = 0, timed: Any = timed) -> str:
-                found = [one[key] for one in timed if one[key] is not None]
-                return over_seeds(found, digits) if found else "-"
-
             rows.append(
                 [
                     name,
@@ -172,19 +179,26 @@ def table(results: list[dict[str, Any]]) -> str:
                     over_seeds([point["bleu"] for point in points], 1),
                     over_seeds([point["chrf"] for point in points], 1),
                     over_seeds([100 * point["exact"] for point in points], 1),
-                    *(over(f"{key} (CU)") for key in ("LAAL", "YAAL", "AL", "DAL")),
-                    over("LAAL (CA)"),
-                    over("YAAL (CA)"),
-                    over("AP (CU)", 2),
-                    over_seeds([point["real_time_factor"] for point in points], 3),
+                    *(_known(timed, f"{key} (CU)") for key in ("LAAL", "YAAL", "AL", "DAL")),
+                    _known(timed, "LAAL (CA)"),
+                    _known(timed, "YAAL (CA)"),
+                    _known(timed, "AP (CU)", 2),
+                    _known(points, "real_time_factor", 3),
                 ]
             )
     first = results[0]
     sources, seeds = first["signature"]["sources"], len(next(iter(forms(results).values())))
+    left_out = f", {len(sources['left_out'])} left out" if sources["left_out"] else ""
     note = (
-        f"{_about(first)}, {seeds} seed(s); {sources['utterances']} test utterances, "
+        f"{_about(first)}, {seeds} seed(s); {sources['utterances']} test utterances{left_out}, "
         f"{sources['seconds']:,.0f} s. A unit is {_unit(first)} ms; "
         "latencies in ms over words, as if computing took no time and, aware, with it (SimulEval's "
         f"log, omnisteval). {where(first['points'][0]['machine'])}."
     )
     return markdown(head, rows) + f"\n{note}\n"
+
+
+def _known(records: Iterable[dict[str, Any]], key: str, digits: int = 0) -> str:
+    """Over the seeds that have it."""
+    found = [one[key] for one in records if one[key] is not None]
+    return over_seeds(found, digits) if found else "-"

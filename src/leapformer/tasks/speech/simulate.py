@@ -34,10 +34,10 @@ def simulate(model: Path, wait: int | None, sources: Path, out: Path) -> dict[st
     through SimulEval's command line, and leave its log in the new folder `out`.
 
     Returns `bleu`, `chrf` and `exact` against `references.txt`; the `real_time_factor`, seconds of
-    computing a second of sound; `simuleval`: its BLEU, and LAAL, AL and DAL in milliseconds, AP;
-    `omnisteval`: the same and YAAL (None where all was written at the end), as if computing took
-    no time ("CU") and with it ("CA"). Where nothing was written the latter two are None, for both
-    tools end there.
+    computing a second of sound, of the streams that wrote something (the log has no times of the
+    others); `simuleval`: its BLEU, and LAAL, AL and DAL in milliseconds, AP; `omnisteval`: the same
+    and YAAL (None where all was written at the end), as if computing took no time ("CU") and with
+    it ("CA"). Where nothing was written at all the latter three are None: both tools end there.
 
     Raises RuntimeError with the tool's last words where one fails.
     """
@@ -51,17 +51,24 @@ def simulate(model: Path, wait: int | None, sources: Path, out: Path) -> dict[st
     )
     log = [json.loads(line) for line in (out / "instances.log").read_text().splitlines()]
     wanted = references.read_text(encoding="utf-8").splitlines()
-    spent = sum(one["elapsed"][-1] - one["delays"][-1] for one in log if one["delays"])
     found = {
         **scores([one["prediction"] for one in log], wanted),
-        "real_time_factor": spent / sum(one["source_length"] for one in log),
+        "real_time_factor": real_time_factor(log),
         "simuleval": None,
         "omnisteval": None,
     }
-    if any(one["delays"] for one in log):
+    if found["real_time_factor"] is not None:
         found["simuleval"] = _simuleval(out)
         found["omnisteval"] = _omnisteval(out, references)
     return found
+
+
+def real_time_factor(log: list[dict[str, Any]]) -> float | None:
+    """Seconds of computing a second of sound, of the streams in SimulEval's log that wrote
+    something; None where none did."""
+    timed = [one for one in log if one["delays"]]
+    spent = sum(one["elapsed"][-1] - one["delays"][-1] for one in timed)
+    return spent / sum(one["source_length"] for one in timed) if timed else None
 
 
 def _simuleval(out: Path) -> dict[str, float]:
