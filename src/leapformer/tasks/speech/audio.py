@@ -45,7 +45,8 @@ def read_audio(path: Path, start: float = 0.0, duration: float | None = None) ->
 
     Raises FileNotFoundError for a missing file, and AudioError for one that is empty, no audio,
     truncated, of unknown length, or holds NaN or infinity, and for a span that does not lie inside
-    it; all name it.
+    it; all name it. That a file is truncated is noticed of WAV, FLAC and MP3 alone: of RF64, W64,
+    AIFF, AU, NIST and Ogg files libsndfile gives what is there.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such audio file")

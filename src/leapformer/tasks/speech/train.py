@@ -140,7 +140,9 @@ def make_trainer(
     out: Path,
     recognise: bool,
 ) -> Trainer:
-    """AdamW, clipped norm, batches of like lengths. Raises ValueError as `arguments` does."""
+    """AdamW, clipped norm, batches of like lengths. An epoch is whole batches: where `batch_size`
+    does not divide the training split its last rows, the same in every epoch, are never trained on.
+    Raises ValueError as `arguments` does."""
     rows = len(data.splits["train"])
     settings = arguments(
         recipe,
