@@ -23,7 +23,7 @@ from .train import build_model, load_for, train
 LONGEST = 64
 """The longest window of the length curve, in lengths of a training row."""
 
-SPANS = 32
+SPANS = 16
 """Places of the test split whose tokens the length curve scores."""
 
 
