@@ -8,6 +8,8 @@ import tarfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,6 +58,16 @@ def write_json(root: Path, rows: list[object], suffix: str = "") -> Path:
     return root
 
 
+def write_parquet(root: Path, rows: list[object], shards: int = 1, column: str = "text") -> Path:
+    root.mkdir(exist_ok=True)
+    for name in SPLITS:
+        for i in range(shards):
+            part = rows[i * len(rows) // shards : (i + 1) * len(rows) // shards]
+            file = root / f"{name}-{i:05}-of-{shards:05}.parquet"
+            pq.write_table(pa.table({column: pa.array(part, pa.string())}), file)
+    return root
+
+
 def alone(found: list[str], i: int) -> bool:
     """Is line i a heading of the first level between blank lines?"""
     around = [*found[:i][-1:], *found[i + 1 :][:1]]
@@ -75,6 +87,54 @@ def test_articles_joined_are_the_lines_of_the_file(written, marked, ended, end):
         found = contents(write_wikitext(Path(folder), content))
     for split in SPLITS:
         assert "".join(found[split]) == expected
+
+
+@given(lines, st.integers(1, 3))
+def test_wikitext_of_the_hub_is_wikitext_as_published(written, shards):
+    """A row a line, blank ones empty."""
+    if not any(line.strip() for line in written):
+        return
+    rows = [f"{line}\n" if line.strip() else "" for line in written]
+    content = "".join(row or "\n" for row in rows)
+    with TemporaryDirectory() as folder:
+        expected = contents(write_wikitext(Path(folder) / "published", content.encode()))
+        found = contents(write_parquet(Path(folder) / "hub", rows, shards))
+    assert found == expected
+
+
+@given(texts.filter(lambda rows: all(row.strip() for row in rows)), st.integers(1, 3))
+def test_other_parquet_has_a_document_a_row(written, shards):
+    written = [*written, "lines\nof a text"]
+    with TemporaryDirectory() as folder:
+        found = read(write_parquet(Path(folder), written, shards))
+        held = [(d.name, d.text) for d in found.splits["validation"]()]
+    assert [text for _, text in held] == written
+    assert held[0][0].endswith(".parquet:1")
+
+
+@pytest.mark.parametrize(
+    ("rows", "column", "fault"),
+    [
+        (["a\nb", "c"], "content", "no Parquet with a column 'text'"),
+        (["a\nb", None], "text", ":2: 'text' is None, no text"),
+        (["a\nb", " "], "text", ":2: 'text' must not be empty"),
+        (["", "", ""], "text", "no text in it"),
+    ],
+)
+def test_faults_of_parquet_have_a_place(tmp_path, rows, column, fault):
+    with pytest.raises(ValueError, match=rf"train-00000-of-00001.parquet.*{fault}"):
+        contents(write_parquet(tmp_path, rows, column=column))
+
+
+def test_parquet_is_whole(tmp_path):
+    write_parquet(tmp_path, ["a\nb"])
+    file = tmp_path / "train-00000-of-00001.parquet"
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="no Parquet with a column 'text'"):
+        contents(tmp_path)
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"train-\*.parquet is missing"):
+        read(tmp_path)
 
 
 @given(lines)

@@ -254,7 +254,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
 
 
 def test_adaptive_cutoffs_want_words(tiny, folder, tmp_path):
-    with pytest.raises(ValueError, match="want words sorted by frequency, and .* holds bpe"):
+    with pytest.raises(ValueError, match=r"want words sorted by frequency, and .* holds bpe"):
         train(replace(tiny, **ADAPTIVE), "leap", 0, tmp_path, folder)
 
 

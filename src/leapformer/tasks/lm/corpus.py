@@ -1,33 +1,39 @@
-"""Texts as their users have them: WikiText as published, folders of text files, JSON lines."""
+"""Texts as their users have them: WikiText, Parquet, folders of text files, JSON lines."""
 
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 
-from ..files import SPLITS, Layout, Row, files, json_layout, lines, recognise
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..files import SPLITS, Layout, Row, entries, files, json_layout, lines, recognise
 from ..source import Document, Source
 
 _HEADING = re.compile(r" ?= [^=].* = ?")
 _MARK = "\ufeff"
 _EMPTY = "no text in it: fetch the file again, or leave it out"
 _WIKITEXT = {"train": "train", "validation": "valid", "test": "test"}
+_SHARD = re.compile(r"(train|validation|test)(-\d+-of-\d+)?\.parquet")
 
 
 def read(source: Path) -> Source:
     """The documents of a corpus; splits that it has not are held out of "train" later.
 
     Layouts: WikiText-2 or -103, `wiki.{train,valid,test}.tokens` or `.raw`, an article a document;
-    a folder of .txt files, a file a document, perhaps in folders {train,validation,test}; JSON
-    lines with 'text'. Raises FileNotFoundError or ValueError, naming what `source` holds and the
-    layouts, where it has none.
+    Parquet with a column 'text', a row a document or, as the Hub has WikiText, a line; a folder of
+    .txt files, a file a document, perhaps in folders {train,validation,test}; JSON lines with
+    'text'. Raises FileNotFoundError or ValueError, naming what `source` holds and the layouts,
+    where it has none.
     """
     return recognise(
         source,
         (
             Layout("WikiText as published: wiki.{train,valid,test}.tokens", _wikitext(".tokens")),
             Layout("WikiText as published: wiki.{train,valid,test}.raw", _wikitext(".raw")),
+            Layout("Parquet with 'text': {train,validation,test}-*-of-*.parquet", _parquet),
             Layout("text files: {train,validation,test}/*.txt, or *.txt to be split", _folder),
             json_layout(_row, "'text'"),
         ),
@@ -54,19 +60,65 @@ def _wikitext(suffix: str) -> Callable[[Path], Source | None]:
             return None
         if missing:
             raise FileNotFoundError(f"{missing[0]} is missing")
-        splits = {split: partial(_articles, file) for split, file in there.items()}
+        splits = {split: partial(_of_file, file) for split, file in there.items()}
         return Source(f"WikiText ({suffix[1:]})", dict(splits))
 
     return find
 
 
-def _articles(file: Path) -> Iterator[Document]:
-    """A file of WikiText, cut before each heading of the first level; blank lines surround one."""
+def _of_file(file: Path) -> Iterator[Document]:
+    found = lines(file)
+    first = ((place, line.removeprefix(_MARK)) for place, line in islice(found, 1))
+    return _articles(file, chain(first, found))
+
+
+def _parquet(source: Path) -> Source | None:
+    held: dict[str, list[Path]] = {}
+    for file in entries(source):
+        if match := _SHARD.fullmatch(file.name):
+            held.setdefault(match[1], []).append(file)
+    if not held:
+        return None
+    if "train" not in held:
+        raise FileNotFoundError(f"{source / 'train-*.parquet'} is missing")
+    splits = {split: partial(_of_shards, held[split]) for split in SPLITS if split in held}
+    return Source("Parquet", dict(splits))
+
+
+def _of_shards(shards: list[Path]) -> Iterator[Document]:
+    """Lines where each of the first rows is one, and documents else."""
+    rows = chain.from_iterable(map(_rows, shards))
+    first = list(islice(rows, 100))
+    rows = chain(first, rows)
+    if all(not text or text.find("\n") == len(text) - 1 for _, text in first):
+        yield from _articles(shards[0], ((place, text.removesuffix("\n")) for place, text in rows))
+        return
+    for place, text in rows:
+        if not text.strip():
+            raise ValueError(f"{place}: 'text' must not be empty")
+        yield Document(place, text)
+
+
+def _rows(shard: Path) -> Iterator[tuple[str, str]]:
+    """The place and the text of each row, a batch at a time."""
+    number = 0
+    try:
+        with pq.ParquetFile(shard) as file:
+            for batch in file.iter_batches(batch_size=1024, columns=["text"]):
+                for text in batch.column("text").to_pylist():
+                    number += 1
+                    if not isinstance(text, str):
+                        raise ValueError(f"{shard}:{number}: 'text' is {text!r:.50}, no text")
+                    yield f"{shard}:{number}", text
+    except (pa.ArrowException, KeyError) as error:
+        raise ValueError(f"{shard}: no Parquet with a column 'text' ({error!s:.80})") from None
+
+
+def _articles(file: Path, found: Iterator[tuple[str, str]]) -> Iterator[Document]:
+    """Lines of WikiText, cut before each heading of the first level; blank lines surround one."""
     name = ""
     held: list[str] = []
-    for (place, line), (_, after) in pairwise(chain(lines(file), [("", "")])):
-        if place == f"{file}:1":
-            line = line.removeprefix(_MARK)
+    for (place, line), (_, after) in pairwise(chain(found, [("", "")])):
         alone = not (held and held[-1].strip()) and not after.strip()
         if name and alone and _HEADING.fullmatch(line):
             yield Document(name, "\n".join(held) + "\n")
