@@ -219,6 +219,15 @@ def test_generation_goes_on_from_a_cache(attention, full):
     assert cache.get_seq_length() == expected.shape[1] - 1  # and nothing was read twice
 
 
+def test_a_vocabulary_grows_unless_it_is_adaptive():
+    model, ids = make(), make_ids()
+    before = model(ids).logits
+    model.resize_token_embeddings(53)
+    torch.testing.assert_close(model(ids).logits[..., :50], before)
+    with pytest.raises(NotImplementedError, match="an adaptive vocabulary is cut into bands"):
+        make(**ADAPTIVE).resize_token_embeddings(53)
+
+
 @pytest.mark.parametrize("name", CACHE_NAMES)
 def test_a_cache_may_be_given_under_either_name(name):
     model, ids, cache = make(), make_ids(), LeaPformerCache()

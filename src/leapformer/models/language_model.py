@@ -58,6 +58,15 @@ class LeaPformerForCausalLM(LeaPformerPreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, value: Any) -> None:
         self.lm_head = value
 
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """As transformers does it; NotImplementedError for an adaptive vocabulary."""
+        if self.config.adaptive_cutoffs is not None:
+            raise NotImplementedError(
+                "an adaptive vocabulary is cut into bands by frequency: make a model with another "
+                "vocab_size instead"
+            )
+        return super().resize_token_embeddings(*args, **kwargs)
+
     @can_return_tuple
     def forward(
         self,
