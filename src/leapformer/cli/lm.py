@@ -106,7 +106,8 @@ class Evaluate:
         tokens = load_text(self.model, tokenizer, self.text, self.data).first(self.tokens)
         lengths = numbers("--lengths", self.lengths) if self.lengths else []
         curve = by_length(model, tokens, lengths, self.spans)
-        window = self.window or model.config.max_position_embeddings
+        trained = model.config.max_position_embeddings
+        window = trained if self.window is None else self.window
         context = window // 2 if self.context is None else self.context
         found = measure(model, tokens, window, context)
         print(_said(found))
