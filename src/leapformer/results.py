@@ -105,6 +105,14 @@ def writable_folder(path: Path, option: str = "--out") -> Path:
     return path
 
 
+def json_file(out: Path) -> None:
+    """Is `out` the name of a JSON file in a folder that can be written to? Raises ValueError or, as
+    `writable_folder`, OSError, before any work is done for it."""
+    if out.suffix != ".json" or out.is_dir():
+        raise ValueError(f"--out {out}: give the name of a JSON file, such as result.json")
+    writable_folder(out.parent)
+
+
 def markdown(head: list[str], rows: list[list[str]]) -> str:
     """A table whose first column is text and whose others are numbers."""
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]

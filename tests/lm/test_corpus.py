@@ -91,9 +91,8 @@ def test_articles_joined_are_the_lines_of_the_file(written, marked, ended, end):
 
 @given(lines, st.integers(1, 3))
 def test_wikitext_of_the_hub_is_wikitext_as_published(written, shards):
-    """A row a line, blank ones empty."""
-    if not any(line.strip() for line in written):
-        return
+    """A row a line, blank ones empty; there are some."""
+    written = [*written, "", "a line"]
     rows = [f"{line}\n" if line.strip() else "" for line in written]
     content = "".join(row or "\n" for row in rows)
     with TemporaryDirectory() as folder:
@@ -104,7 +103,7 @@ def test_wikitext_of_the_hub_is_wikitext_as_published(written, shards):
 
 @given(texts.filter(lambda rows: all(row.strip() for row in rows)), st.integers(1, 3))
 def test_other_parquet_has_a_document_a_row(written, shards):
-    written = [*written, "lines\nof a text"]
+    """Those of one line too: what has no blank rows is no WikiText."""
     with TemporaryDirectory() as folder:
         found = read(write_parquet(Path(folder), written, shards))
         held = [(d.name, d.text) for d in found.splits["validation"]()]
@@ -221,8 +220,8 @@ def test_json_lines_are_read_as_they_are_however_packed(written):
             )
 
 
-@pytest.mark.parametrize("missing", [(), ("validation",)])
-def test_json_lines_may_lack_validation(tmp_path, missing):
+@pytest.mark.parametrize("missing", [(), ("validation",), ("test",), ("validation", "test")])
+def test_json_lines_may_lack_what_is_held_out_later(tmp_path, missing):
     write_json(tmp_path, [{"text": "a"}])
     for split in missing:
         (tmp_path / f"{split}.jsonl").unlink()
@@ -331,11 +330,22 @@ def test_a_missing_file_of_wikitext_is_named(tmp_path, suffix, name):
     refused(tmp_path, FileNotFoundError, f"wiki.{name}{suffix} is missing", "holds wiki.")
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_a_missing_file_of_json_lines_is_named(tmp_path, split):
+def test_a_missing_file_of_json_lines_is_named(tmp_path):
     write_json(tmp_path, [{"text": "a"}])
-    (tmp_path / f"{split}.jsonl").unlink()
-    refused(tmp_path, FileNotFoundError, f"{split}.jsonl is missing")
+    (tmp_path / "train.jsonl").unlink()
+    refused(tmp_path, FileNotFoundError, "train.jsonl is missing")
+
+
+@pytest.mark.parametrize("name", ["valid", "val", "dev"])
+def test_validation_goes_by_its_other_names_too(tmp_path, name):
+    write_parquet(tmp_path / "parquet", ["a", "b"])
+    for split in SPLITS:
+        write_texts(tmp_path / "folders" / split, [split.encode()])
+    expected = {form: contents(tmp_path / form) for form in ("parquet", "folders")}
+    (tmp_path / "folders" / "validation").rename(tmp_path / "folders" / name)
+    shard = tmp_path / "parquet" / "validation-00000-of-00001.parquet"
+    shard.rename(shard.with_name(f"{name}.parquet"))
+    assert {form: contents(tmp_path / form) for form in expected} == expected
 
 
 @pytest.mark.parametrize("empty", ["train", "validation", "test"])

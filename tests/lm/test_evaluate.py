@@ -262,6 +262,8 @@ def test_a_text_is_one_document_and_all_of_it_is_scored(finished, folder, tmp_pa
         ("--text {text} --lengths 0,8", "expected at least 2 tokens"),
         ("--text {text} --lengths long", "--lengths long: give whole numbers"),
         ("--text {text} --out {text}/x.json", "choose another folder with --out"),
+        ("--text {text} --out {data}", "give the name of a JSON file"),
+        ("--text {text} --tokens 3", "--tokens cuts --data at whole documents"),
     ],
 )
 def test_a_mistake_is_one_line(finished, folder, words, tmp_path, capsys, options, cure):

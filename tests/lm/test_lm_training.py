@@ -5,6 +5,7 @@ import logging
 import math
 import pickle
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -253,9 +254,39 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     assert (curve(again), again["test"]) == (curve(finished[1]), finished[1]["test"])
 
 
-def test_adaptive_cutoffs_want_words(tiny, folder, tmp_path):
-    with pytest.raises(ValueError, match=r"want words sorted by frequency, and .* holds bpe"):
-        train(replace(tiny, **ADAPTIVE), "leap", 0, tmp_path, folder)
+def test_going_on_with_another_number_of_processes_is_told(
+    tiny, folder, tmp_path, monkeypatch, capsys
+):
+    def killed(*_):
+        if last_checkpoint(tmp_path):
+            raise KeyboardInterrupt
+        return real(*_)
+
+    real = Trainer.training_step
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "training_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny, "leap", 3, tmp_path, folder)
+    state = last_checkpoint(tmp_path) / "rng_state.pth"
+    shutil.copy(state, state.with_name("rng_state_1.pth"))
+    state.rename(state.with_name("rng_state_0.pth"))
+    train(tiny, "leap", 3, tmp_path, folder)
+    assert "is of 2 process(es), not 1: dropout is drawn anew" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "cutoffs", "held"),
+    [
+        ("folder", (4, 9), r"more than 9 words .* holds 270 \(bpe\)"),
+        ("words", (4, 60), "more than 60 words"),
+    ],
+)
+def test_adaptive_cutoffs_want_words_beyond_them(
+    tiny, vocabulary, cutoffs, held, request, tmp_path
+):
+    data = request.getfixturevalue(vocabulary)
+    with pytest.raises(ValueError, match=f"{held}.*--vocabulary words --vocab-size None"):
+        train(replace(tiny, adaptive_cutoffs=cutoffs), "leap", 0, tmp_path, data)
 
 
 def test_a_process_has_one_gpu_of_those_it_sees(tiny, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from .. import plots
 from ..ops import LeapState, choose_backend, leap_attention
 from ..ops.checks import known
 from ..proportion import LeaP
-from ..results import signature, writable_folder, write_json
+from ..results import json_file, signature, write_json
 from ..timing import once, peak_bytes, seconds, spread
 from ..timing import threads as limited
 from .cases import (
@@ -61,12 +61,10 @@ def run(
     Raises ValueError for a name or number that does not fit, and FloatingPointError where a backend
     breaks a law.
     """
-    if out.suffix != ".json" or out.is_dir():
-        raise ValueError(f"--out {out}: give the name of a JSON file, such as attention.json")
+    json_file(out)
     if min(threads, rounds, *lengths) < 1:
         raise ValueError("threads, rounds and lengths must be at least 1")
     known("dtype", dtype, ("auto", *DTYPES))
-    writable_folder(out.parent)
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if dtype == "auto":

@@ -11,7 +11,7 @@ from tqdm import trange
 
 from .. import plots
 from ..models import LeaPformerCache, LeaPformerConfig, LeaPformerForCausalLM
-from ..results import signature, writable_folder, write_json
+from ..results import json_file, signature, write_json
 from ..timing import peak_bytes, seconds, spread
 from ..timing import threads as limited
 
@@ -41,13 +41,11 @@ def run(
     likeliest each time, with the time of every thousand, what the cache holds and what the process
     does; mechanisms whose state grows stop at `growing`.
     """
-    if out.suffix != ".json" or out.is_dir():
-        raise ValueError(f"--out {out}: give the name of a JSON file, such as language.json")
+    json_file(out)
     if min(rounds, threads, *lengths) < 1 or min(tokens, growing) < BLOCK:
         raise ValueError(
             f"rounds, threads and lengths must be at least 1, tokens at least {BLOCK:,}"
         )
-    writable_folder(out.parent)
     torch.manual_seed(0)
     with limited(threads):
         generation = [  # first: what training gives back would hide what the process grows by

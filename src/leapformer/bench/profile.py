@@ -23,7 +23,7 @@ from ..models import (
 )
 from ..ops import BACKENDS
 from ..ops.checks import known
-from ..results import signature, writable_folder, write_json
+from ..results import json_file, signature, write_json
 from ..timing import peak_bytes, seconds, spread
 from ..timing import threads as limited
 from ..zoo import attention_class
@@ -61,7 +61,7 @@ def run(
         raise ValueError(f"gibibytes is {gibibytes}: some memory is needed")
     if hidden_size % heads:
         raise ValueError(f"a width of {hidden_size} cannot be shared by {heads} heads")
-    writable_folder(out.parent)
+    json_file(out)
     records: list[dict[str, Any]] = []
     with limited(threads):
         for length in lengths:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from .. import plots
 from ..models import LeaPformerFeatureExtractor, LeaPformerForSpeechTranslation
-from ..results import signature, writable_folder, write_json
+from ..results import json_file, signature, write_json
 from ..tasks.speech.recipes import recipe
 from ..tasks.speech.train import configuration
 from ..tasks.speech.translator import Translator
@@ -43,11 +43,9 @@ def run(
     mechanism: each hears `seconds` of noise in pieces of half a second; the real-time factor of all
     together must stay below 1.
     """
-    if out.suffix != ".json" or out.is_dir():
-        raise ValueError(f"--out {out}: give the name of a JSON file, such as speech.json")
+    json_file(out)
     if not cross or not sessions or min(minutes, seconds, wait, threads, *sessions) < 1:
         raise ValueError("give a mechanism, and numbers of at least 1 for all else")
-    writable_folder(out.parent)
     with limited(threads):
         translators = {name: _translator(preset, name, wait) for name in cross}
         result = {

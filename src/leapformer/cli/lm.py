@@ -96,19 +96,22 @@ class Evaluate:
     """A JSON file for the figures."""
 
     def __call__(self) -> None:
-        from ..results import signature, writable_folder, write_json
-        from ..tasks.lm.evaluate import by_length, measure
+        from ..results import json_file, signature, write_json
+        from ..tasks.lm.evaluate import by_length, check_window, measure
         from ..tasks.lm.generate import load_model, load_text
 
         if self.out is not None:
-            writable_folder(self.out.parent)
+            json_file(self.out)
+        if self.text is not None and self.tokens is not None:
+            raise ValueError("--tokens cuts --data at whole documents, and --text is one: give one")
         model, tokenizer = load_model(self.model)
-        tokens = load_text(self.model, tokenizer, self.text, self.data).first(self.tokens)
-        lengths = numbers("--lengths", self.lengths) if self.lengths else []
-        curve = by_length(model, tokens, lengths, self.spans)
         trained = model.config.max_position_embeddings
         window = trained if self.window is None else self.window
         context = window // 2 if self.context is None else self.context
+        check_window(window, context)
+        tokens = load_text(self.model, tokenizer, self.text, self.data).first(self.tokens)
+        lengths = numbers("--lengths", self.lengths) if self.lengths else []
+        curve = by_length(model, tokens, lengths, self.spans)
         found = measure(model, tokens, window, context)
         print(_said(found))
         for record in curve:
@@ -123,7 +126,7 @@ class Evaluate:
 
 @dataclass
 class Generate:
-    """Write on after a prompt, printing as it goes. Memory does not grow with the text."""
+    """Write on after a prompt, printing as it goes; a linear mechanism's memory does not grow."""
 
     model: Path
     """The folder `model` of a run."""

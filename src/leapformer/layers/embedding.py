@@ -1,6 +1,7 @@
 """Tokens and, where wanted, their positions as vectors."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,8 @@ class TokenEmbedding(nn.Module):
             scaled by the root of the width, as in Vaswani et al., 2017), "rotary" (in
             the attention, not here) or "none".
         max_length: rows of the learned table.
-        padding_idx: the id whose vector stays zero and untrained, if any.
+        padding_idx: the id whose vector starts as zero and gets no gradient from here, if any (an
+            output that is tied to the table still trains it).
         cutoffs, factor: for adaptive input, see `AdaptiveEmbedding`; padding is any token then.
     """
 
@@ -56,6 +58,8 @@ class TokenEmbedding(nn.Module):
     ) -> Tensor:
         """`positions` [N] or [B, N], whole numbers, are 0, 1, ... by default."""
         if vectors is None:
+            assert input_ids is not None
+            check_ids(input_ids, self.tokens.num_embeddings)  # transformers may have resized it
             vectors = self.tokens(input_ids)
         if self.positions in ("rotary", "none"):
             return vectors
@@ -71,6 +75,15 @@ class TokenEmbedding(nn.Module):
             'raise max_position_embeddings, or take "sinusoidal" or no positions',
         )
         return vectors + self.table(positions)
+
+
+def check_ids(ids: Tensor, vocab_size: Any) -> None:
+    """Raises IndexError for token ids outside the vocabulary. (On a GPU and while compiling they
+    are left to the device.)"""
+    if ids.numel() and not torch.compiler.is_compiling() and ids.device.type == "cpu":
+        low, high = torch.aminmax(ids)
+        if low < 0 or high >= vocab_size:
+            raise IndexError(f"token ids lie in {low}..{high}, not in 0..{vocab_size - 1}")
 
 
 def rotate(x: Tensor, positions: Tensor) -> Tensor:

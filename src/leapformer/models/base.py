@@ -13,10 +13,10 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from ..layers import MultiHeadAttention, ShortConvolution, TokenEmbedding, TransformerBlock
-from ..ops import token_positions
 from ..zoo import ATTENTIONS, attention_class
 from .cache import CACHE_NAME, CACHE_NAMES, LeaPformerCache, given_cache
 from .configuration import LeaPformerConfig
+from .inputs import given_input, packed_bounds, real_tokens, token_places
 
 IGNORED = -100
 """The label of what is not predicted, as in torch's losses."""
@@ -38,6 +38,8 @@ def check_trait(attention: str, trait: str, what: str) -> None:
 def refuse_unknown(keywords: dict[str, Any]) -> None:
     """Raises TypeError for a keyword with a value that no model here knows of: left aside it would
     change what is computed without a word."""
+    if keywords.get("output_attentions"):
+        raise ValueError("output_attentions: a linear attention has no matrix of weights to give")
     unknown = [x for x, value in keywords.items() if value is not None and x not in LEFT_ASIDE]
     if unknown:
         raise TypeError(f"unexpected keyword(s) {', '.join(unknown)}: no model here takes them")
@@ -163,42 +165,26 @@ class LeaPformerModel(LeaPformerPreTrainedModel):
         TypeError for a keyword that is none of these.
         """
         refuse_unknown(kwargs)
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds")
-        given = input_ids if inputs_embeds is None else inputs_embeds
-        assert given is not None
-        if given.dim() < 2:
-            raise ValueError(f"the input is {list(given.shape)}: expected a batch, [B, N]")
+        given = given_input(input_ids, inputs_embeds, self.config.hidden_size)
         rows, columns = given.shape[:2]
-        if columns == 0:
-            raise ValueError("the sequences are empty: a model needs at least one token")
         cache = given_cache(cache, past_key_values)
-        if cu_seq_lens_q is None and cache is None and attention_mask is None:
-            cu_seq_lens_q = packed_bounds(position_ids)
-        if use_cache is None and cu_seq_lens_q is None:
+        alone = cache is None and attention_mask is None
+        bounds = packed_bounds(given, cu_seq_lens_q, position_ids, alone)
+        if use_cache is None and bounds is None:
             use_cache = self.config.causal and not self.training
         cache = self._cache(cache, bool(use_cache), rows)
-        before = 0 if cache is None else cache.length
-        key_mask = None
-        if attention_mask is not None:
-            if attention_mask.shape not in ((rows, columns), (rows, before + columns)):
-                raise ValueError(
-                    f"attention_mask is {list(attention_mask.shape)}: "
-                    f"expected [B, N] = {[rows, columns]}"
-                    + (f" or, with what came before, {[rows, before + columns]}" if before else "")
-                )
-            key_mask = attention_mask[:, -columns:].bool()
-        seen = None if cache is None else cache.seen
+        before, seen = (0, None) if cache is None else (cache.length, cache.seen)
+        key_mask = real_tokens(attention_mask, given, before)
         positions = position_ids
         if positions is None:
-            positions = _positions(key_mask, seen, cu_seq_lens_q, columns, given.device)
+            positions = token_places(given, key_mask, seen, bounds)
 
         x = self.dropout(self.embedding(input_ids, inputs_embeds, positions))
         view = {
             "visible": "causal" if self.config.causal else "all",
             "key_mask": key_mask,
             "positions": positions,
-            "cu_seqlens": cu_seq_lens_q,
+            "cu_seqlens": bounds,
         }
         states = []
         for i, layer in enumerate(self.layers):
@@ -226,36 +212,9 @@ class LeaPformerModel(LeaPformerPreTrainedModel):
             raise TypeError(f"the cache is a {type(past).__name__}: expected a LeaPformerCache")
         if past.seen is not None and len(past.seen) != rows:
             raise ValueError(f"the cache has {len(past.seen)} rows and the input {rows}")
+        if past.states and len(past) != len(self.layers):
+            raise ValueError(
+                f"the cache is of a model of {len(past)} layers, and this one has "
+                f"{len(self.layers)}: start from a new one"
+            )
         return past
-
-
-def packed_bounds(positions: Tensor | None) -> Tensor | None:
-    """Bounds, int32 [documents + 1], of the documents of a row whose positions [1, N] each begin at
-    0, as `DataCollatorWithFlattening` gives them; None where there is no more than one."""
-    if positions is None or len(positions) != 1:
-        return None
-    starts = (positions[0, 1:] == 0).nonzero().flatten() + 1
-    if not len(starts):
-        return None
-    ends = starts.new_tensor([0]), starts, starts.new_tensor([positions.shape[1]])
-    return torch.cat(ends).int()
-
-
-def _positions(
-    key_mask: Tensor | None,
-    seen: Tensor | None,
-    cu_seqlens: Tensor | None,
-    columns: int,
-    device: torch.device,
-) -> Tensor:
-    """The place of each token in its sequence, int64 [N] or [B, N]: real tokens are counted, those
-    `seen` [B] before included."""
-    if key_mask is None:
-        places = token_positions(columns, cu_seqlens, device)
-        return places if seen is None else seen.unsqueeze(1) + places
-    counted = key_mask.cumsum(1)
-    if cu_seqlens is not None:
-        first = torch.arange(columns, device=device) - token_positions(columns, cu_seqlens, device)
-        counted = counted - (counted - key_mask.long())[:, first]
-    places = (counted - 1).clamp_min(0)
-    return places if seen is None else seen.unsqueeze(1) + places

@@ -10,9 +10,10 @@ from transformers import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
-from .base import IGNORED, LeaPformerModel, LeaPformerPreTrainedModel, packed_bounds
+from .base import IGNORED, LeaPformerModel, LeaPformerPreTrainedModel
 from .cache import CACHE_NAME, LeaPformerCache, given_cache
 from .configuration import LeaPformerConfig
+from .inputs import check_labels, given_input, packed_bounds
 
 
 class LeaPformerForCausalLM(LeaPformerPreTrainedModel, GenerationMixin):
@@ -92,9 +93,11 @@ class LeaPformerForCausalLM(LeaPformerPreTrainedModel, GenerationMixin):
         logits_to_keep: logits of so many last tokens only, or of those at these indices; 0 for all.
         num_items_in_batch: by which the summed loss is divided, instead of the labels counted here.
         """
+        given = given_input(input_ids, inputs_embeds, self.config.hidden_size)
+        check_labels(labels, given, logits_to_keep)
         cache = given_cache(cache, past_key_values)
-        if cu_seq_lens_q is None and cache is None and attention_mask is None:
-            cu_seq_lens_q = packed_bounds(position_ids)
+        alone = cache is None and attention_mask is None
+        cu_seq_lens_q = packed_bounds(given, cu_seq_lens_q, position_ids, alone)
         outputs = self.model(
             input_ids,
             attention_mask,

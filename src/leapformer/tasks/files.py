@@ -20,10 +20,15 @@ from typing import Any
 from .source import Document, Example, Source
 
 SPLITS = ("train", "validation", "test")
+SPLIT_NAMES = {
+    **{split: split for split in SPLITS},
+    **dict.fromkeys(("valid", "val", "dev"), "validation"),
+}
+"""What files and folders of a split are called."""
 
 _ARCHIVES = (".tar", ".tgz", ".txz", ".tar.gz", ".tar.xz", ".tar.bz2", ".zip")
 _LISTED = 8
-_SPLIT_FILE = re.compile(r"(?:(.*)_)?(train|validation|valid|val|dev|test)\.jsonl(\.gz|\.xz)?")
+_SPLIT_FILE = re.compile(rf"(?:(.*)_)?({'|'.join(SPLIT_NAMES)})\.jsonl(\.gz|\.xz)?")
 
 
 @dataclass(frozen=True)
@@ -91,12 +96,12 @@ def files(folder: Path, *suffixes: str) -> list[Path]:
     return [each for each in entries(folder) if each.suffix.lower() in suffixes and each.is_file()]
 
 
-def json_splits(folder: Path) -> dict[str, Path]:
+def json_splits(folder: Path, needed: tuple[str, ...] = ("train", "test")) -> dict[str, Path]:
     """Files `{train,validation,test}.jsonl` of a folder by split; empty where there is none.
 
     `valid`, `val` and `dev` stand for validation. A name may begin with that of the data set and
-    `_`, and end in `.gz` or `.xz`. Raises FileNotFoundError where train or test is missing, and
-    ValueError for files of more than one data set and for two files of one split.
+    `_`, and end in `.gz` or `.xz`. Raises FileNotFoundError where one that is `needed` is missing,
+    and ValueError for files of more than one data set and for two files of one split.
     """
     splits: dict[str, Path] = {}
     names: dict[str | None, Path] = {}
@@ -104,7 +109,7 @@ def json_splits(folder: Path) -> dict[str, Path]:
         match = _SPLIT_FILE.fullmatch(file.name)
         if match is None or not file.is_file():
             continue
-        split = match[2] if match[2] in ("train", "test") else "validation"
+        split = SPLIT_NAMES[match[2]]
         if split in splits:
             raise ValueError(
                 f"{folder}: {splits[split].name} and {file.name} are both there: keep one"
@@ -113,7 +118,7 @@ def json_splits(folder: Path) -> dict[str, Path]:
     if len(names) > 1:
         mixed = " and ".join(file.name for file in names.values())
         raise ValueError(f"{folder}: {mixed} are of two data sets: keep one, or name them alike")
-    for split in ("train", "test"):
+    for split in needed:
         if splits and split not in splits:
             there = ", ".join(file.name for file in splits.values())
             raise FileNotFoundError(f"{folder}: {split}.jsonl is missing beside {there}")
@@ -187,11 +192,16 @@ def json_lines(path: Path) -> Iterator[Row]:
         yield Row(place, values)
 
 
-def json_layout(example: Callable[[Row], Example | Document], keys: str) -> Layout:
-    """JSON lines, a file a split; `example` makes an example of a row, `keys` says which it has."""
+def json_layout(
+    example: Callable[[Row], Example | Document],
+    keys: str,
+    needed: tuple[str, ...] = ("train", "test"),
+) -> Layout:
+    """JSON lines, a file a split, of which some are `needed`; `example` makes an example of a row,
+    `keys` says which it has."""
 
     def find(source: Path) -> Source | None:
-        splits = {split: partial(rows, file) for split, file in json_splits(source).items()}
+        splits = {split: partial(rows, file) for split, file in json_splits(source, needed).items()}
         return Source("JSON lines", dict(splits)) if splits else None
 
     def rows(file: Path) -> Iterator[Example | Document]:
@@ -201,5 +211,7 @@ def json_layout(example: Callable[[Row], Example | Document], keys: str) -> Layo
         if row is None:
             raise ValueError(f"{file}: no rows in it: fetch the file again, or leave it out")
 
-    form = "JSON lines {train,test}.jsonl or *_{train,test}.jsonl, perhaps validation too"
+    names = f"{{{','.join(needed)}}}"
+    others = " and ".join(split for split in SPLITS if split not in needed)
+    form = f"JSON lines {names}.jsonl or *_{names}.jsonl, perhaps {others} too"
     return Layout(f"{form}, plain, .gz or .xz, with {keys}", find)

@@ -117,6 +117,9 @@ def _trained(
             trainer = make_trainer(type(model).from_pretrained(state.best_model_checkpoint))
             trainer.state = state
             return trainer
+        others, now = len([*checkpoint.glob("rng_state*.pth")]), processes().num_processes
+        if others != now and processes().is_main_process:
+            print(f"{checkpoint} is of {others} process(es), not {now}: dropout is drawn anew")
     trainer = make_trainer(model)
     _whole_weights(trainer)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

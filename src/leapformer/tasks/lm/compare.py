@@ -116,13 +116,17 @@ def _digest(content: bytes) -> str:
 def _speeds(
     recipe: LMRecipe, attentions: list[str], tokenizer: Any, rounds: int
 ) -> dict[str, dict[str, Any]]:
-    """Training tokens a second of each attention, at the recipe's length and batch."""
+    """Training tokens a second of each attention, in steps of AdamW on what one process of the
+    recipe holds at once."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    shape = (recipe.micro_batch or recipe.batch_size, recipe.sequence_length)
+    share = recipe.batch_size // processes().num_processes
+    shape = (min(recipe.micro_batch or share, share), recipe.sequence_length)
     ids = torch.randint(len(tokenizer), shape, device=device)
 
     def step(attention: str) -> Any:
         model = build_model(recipe, attention, tokenizer).to(device).train()
+        if recipe.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
         optimizer = torch.optim.AdamW(model.parameters())
 
         def one() -> None:
@@ -196,6 +200,7 @@ def table(results: list[dict[str, Any]]) -> str:
         f"{recipe['steps']} steps of {recipe['batch_size']} x {recipe['sequence_length']} tokens, "
         f"{len(next(iter(groups.values())))} seed(s); test: {first['test']['tokens']:,} tokens in "
         f"windows of {first['test']['window']}, at least {first['test']['context']} of context. "
-        f"{_shares(first['also'])}{where(machine)}."
+        f"{_shares(first['also'])}Timed: steps of AdamW on {first['speed']['batch']} x "
+        f"{first['speed']['length']} tokens; {where(machine)}."
     )
     return markdown(head, rows) + f"\n{note}\n"

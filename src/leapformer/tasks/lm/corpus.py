@@ -9,14 +9,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..files import SPLITS, Layout, Row, entries, files, json_layout, lines, recognise
+from ..files import SPLIT_NAMES, SPLITS, Layout, Row, entries, files, json_layout, lines, recognise
 from ..source import Document, Source
 
 _HEADING = re.compile(r" ?= [^=].* = ?")
 _MARK = "\ufeff"
 _EMPTY = "no text in it: fetch the file again, or leave it out"
 _WIKITEXT = {"train": "train", "validation": "valid", "test": "test"}
-_SHARD = re.compile(r"(train|validation|test)(-\d+-of-\d+)?\.parquet")
+_SHARD = re.compile(rf"({'|'.join(SPLIT_NAMES)})(-\d+-of-\d+)?\.parquet")
 
 
 def read(source: Path) -> Source:
@@ -35,7 +35,7 @@ def read(source: Path) -> Source:
             Layout("WikiText as published: wiki.{train,valid,test}.raw", _wikitext(".raw")),
             Layout("Parquet with 'text': {train,validation,test}-*-of-*.parquet", _parquet),
             Layout("text files: {train,validation,test}/*.txt, or *.txt to be split", _folder),
-            json_layout(_row, "'text'"),
+            json_layout(_row, "'text'", needed=("train",)),
         ),
     )
 
@@ -76,7 +76,7 @@ def _parquet(source: Path) -> Source | None:
     held: dict[str, list[Path]] = {}
     for file in entries(source):
         if match := _SHARD.fullmatch(file.name):
-            held.setdefault(match[1], []).append(file)
+            held.setdefault(SPLIT_NAMES[match[1]], []).append(file)
     if not held:
         return None
     if "train" not in held:
@@ -86,11 +86,13 @@ def _parquet(source: Path) -> Source | None:
 
 
 def _of_shards(shards: list[Path]) -> Iterator[Document]:
-    """Lines where each of the first rows is one, and documents else."""
+    """Lines, as of WikiText, where the first rows are no longer than one and some are blank;
+    documents else."""
     rows = chain.from_iterable(map(_rows, shards))
     first = list(islice(rows, 100))
     rows = chain(first, rows)
-    if all(not text or text.find("\n") == len(text) - 1 for _, text in first):
+    single = all(not text or text.find("\n") in (-1, len(text) - 1) for _, text in first)
+    if single and not all(text.strip() for _, text in first):
         yield from _articles(shards[0], ((place, text.removesuffix("\n")) for place, text in rows))
         return
     for place, text in rows:
@@ -132,7 +134,10 @@ def _articles(file: Path, found: Iterator[tuple[str, str]]) -> Iterator[Document
 
 
 def _folder(source: Path) -> Source | None:
-    inside = {split: files(source / split, ".txt") for split in SPLITS if (source / split).is_dir()}
+    inside: dict[str, list[Path]] = {}
+    for name, split in SPLIT_NAMES.items():
+        if (source / name).is_dir():
+            inside.setdefault(split, []).extend(files(source / name, ".txt"))
     flat = files(source, ".txt")
     if not any(inside.values()):
         return Source("text files", {"train": partial(_texts, flat)}) if flat else None

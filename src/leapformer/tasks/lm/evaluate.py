@@ -22,6 +22,14 @@ def check_length(model: LeaPformerForCausalLM, length: int) -> None:
         raise ValueError(f"{what} was made for at most {longest} tokens and cannot read {length}")
 
 
+def check_window(window: int, context: int) -> None:
+    """Raises ValueError where nothing can be predicted in the window, or after the context."""
+    if window < 2:
+        raise ValueError(f"the window is {window}: expected at least 2 tokens, one to predict")
+    if not 0 <= context < window:
+        raise ValueError(f"context is {context}: expected 0 or more, below the window of {window}")
+
+
 @torch.inference_mode()
 def token_losses(
     model: LeaPformerForCausalLM,
@@ -37,10 +45,7 @@ def token_losses(
     there is nothing to score, the context leaves no room, or the model cannot read the window, and
     FloatingPointError where a loss is no number.
     """
-    if window < 2:
-        raise ValueError(f"the window is {window}: expected at least 2 tokens, one to predict")
-    if not 0 <= context < window:
-        raise ValueError(f"context is {context}: expected 0 or more, below the window of {window}")
+    check_window(window, context)
     if len(tokens) < 2:
         raise ValueError(f"the text has {len(tokens)} tokens: there is nothing to predict")
     check_length(model, min(window, len(tokens)))

@@ -1,4 +1,5 @@
-"""Text that goes on: token by token, for as long as one likes, in the memory of the first one."""
+"""Text that goes on, token by token, for as long as one likes: of a linear mechanism in the memory
+of the first one."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +38,8 @@ def go_on(
     seed: int = 0,
 ) -> Iterator[int]:
     """`count` tokens after `ids`, each drawn from what the model expects; temperature 0 takes the
-    likeliest. What is kept between tokens is one state a layer and does not grow.
+    likeliest. What is kept between tokens is one state a layer; of linear mechanisms it does not
+    grow.
 
     Raises ValueError at once for an empty prompt, options out of range, and more tokens than the
     model can read.

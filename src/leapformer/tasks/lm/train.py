@@ -23,13 +23,10 @@ from .recipes import LMRecipe
 def build_model(
     recipe: LMRecipe, attention: str, tokenizer: PreTrainedTokenizerFast
 ) -> LeaPformerForCausalLM:
-    """The language model that the recipe describes, with this attention in it. Adaptive cutoffs
-    beyond the vocabulary are left out."""
+    """The language model that the recipe describes, with this attention in it."""
     options = {"hidden": recipe.hidden, "features": recipe.features}
-    size = len(tokenizer)
-    cutoffs = [cutoff for cutoff in recipe.adaptive_cutoffs if cutoff < size]
     config = LeaPformerConfig(
-        vocab_size=size,
+        vocab_size=len(tokenizer),
         hidden_size=recipe.hidden_size,
         num_hidden_layers=recipe.num_hidden_layers,
         num_attention_heads=recipe.num_attention_heads,
@@ -40,7 +37,7 @@ def build_model(
         position_embedding=recipe.position_embedding,
         causal=True,
         short_convolution=recipe.short_convolution,
-        adaptive_cutoffs=cutoffs or None,
+        adaptive_cutoffs=list(recipe.adaptive_cutoffs) or None,
         tie_word_embeddings=recipe.tie_word_embeddings,
         hidden_dropout_prob=recipe.dropout,
         initializer_range=recipe.initializer_range,
@@ -55,13 +52,15 @@ def load_for(
     recipe: LMRecipe, folder: Path
 ) -> tuple[dict[str, Tokens], PreTrainedTokenizerFast, dict[str, Any]]:
     """What `data.load` gives, for this recipe: ValueError where its adaptive cutoffs meet a
-    vocabulary that is not sorted by frequency."""
+    vocabulary that is not sorted by frequency, or end before them."""
     splits, tokenizer, about = load(folder)
-    if recipe.adaptive_cutoffs and about["vocabulary"] != "words":
+    size, last = about["vocab_size"], max(recipe.adaptive_cutoffs, default=0)
+    if last and (about["vocabulary"] != "words" or last >= size):
         raise ValueError(
-            f"adaptive cutoffs want words sorted by frequency, and {folder} holds "
-            f"{about['vocabulary']}: prepare it with --vocabulary words, or give "
-            "--adaptive-cutoffs without numbers"
+            f"adaptive cutoffs {recipe.adaptive_cutoffs} want more than {last:,} words sorted by "
+            f"frequency, and {folder} holds {size:,} ({about['vocabulary']}): prepare it with "
+            "--vocabulary words --vocab-size None, or give other --adaptive-cutoffs (without "
+            "numbers: none)"
         )
     return splits, tokenizer, about
 
