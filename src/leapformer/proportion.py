@@ -45,12 +45,15 @@ class LeaP(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """`mask` [B, N] is False where x holds padding: whatever stands there, NaN too, then stays
         out of the proportions and of their gradients."""
+        return torch.sigmoid(self._logit(x, mask))
+
+    def _logit(self, x: Tensor, mask: Tensor | None) -> Tensor:
         if x.shape[-1] != self.head_dim:
             raise ValueError(f"x is {list(x.shape)}: expected a last axis of {self.head_dim}")
         if mask is not None:
             x = x.masked_fill(~mask[:, None, :, None], 0)
-        logit = self.proportion(x.relu()).squeeze(-1)
-        return torch.sigmoid(logit if logit.dtype == torch.float64 else logit.float())
+        logit: Tensor = self.proportion(x.relu()).squeeze(-1)
+        return logit if logit.dtype == torch.float64 else logit.float()
 
     def weights(self) -> list[Tensor]:
         """What `forward` computes with, for a kernel that computes the same: W1 [r, D], b1 [r],
@@ -71,6 +74,30 @@ class LeaP(nn.Module):
             x for layer in layers for x in layer._parameters.values() if x is not None
         ]
         return maps if len(maps) == len(layers) + 1 else []
+
+
+class LengthLeaP(LeaP):
+    """A ramp whose length is learned: the token at position i, x_i, has the proportion
+
+        p_i = n / (n + M(x_i)),    n = i + 1,    M(x) = START / exp(W2 relu(W1 phi(x)))
+
+    which is LeaP with log(n / START) inside its sigmoid. Near tokens count more, as in cosFormer,
+    but M is a scale that each token tells, half way up the ramp, and no bound: p approaches 1 and
+    never leaves [0, 1], however long the sequence grows. Not in the paper. Args as those of LeaP.
+    """
+
+    START = 64
+    """M, in tokens, where W2 relu(W1 phi(x)) is 0."""
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        """`positions`, whole numbers [N] or [B, N], are 0, 1, ... by default; `mask` as of LeaP."""
+        if positions is None:
+            positions = torch.arange(x.shape[-2], device=x.device)
+        logit = self._logit(x, mask)
+        further = torch.log((positions.to(logit.dtype) + 1) / self.START)
+        return torch.sigmoid(logit + (further if further.dim() == 1 else further.unsqueeze(1)))
 
 
 class Ramp(nn.Module):

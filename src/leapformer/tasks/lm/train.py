@@ -24,7 +24,8 @@ def build_model(
     recipe: LMRecipe, attention: str, tokenizer: PreTrainedTokenizerFast
 ) -> LeaPformerForCausalLM:
     """The language model that the recipe describes, with this attention in it."""
-    options = {"hidden": recipe.hidden, "features": recipe.features}
+    names = ("hidden", "learned_length", "features")
+    options = {name: getattr(recipe, name) for name in names}
     config = LeaPformerConfig(
         vocab_size=len(tokenizer),
         hidden_size=recipe.hidden_size,
