@@ -16,6 +16,17 @@ def leap(attention, q, k, v, seen):
     return mixture(q.relu() @ k.relu().mT * cosine, v, seen)
 
 
+def leap_with_a_learned_length(attention, q, k, v, seen):
+    def p(leap, x):
+        half_way = leap.START / torch.exp(leap.proportion(x.relu()).squeeze(-1))
+        n = torch.arange(1, x.shape[2] + 1)
+        return n / (n + half_way)
+
+    p_q, p_k = p(attention.leap_q, q), p(attention.leap_k, k)
+    cosine = torch.cos(math.pi / 2 * (p_q[..., :, None] - p_k[..., None, :]))
+    return mixture(q.relu() @ k.relu().mT * cosine, v, seen)
+
+
 def cosformer(attention, q, k, v, seen):
     distance = torch.arange(q.shape[2])[:, None] - torch.arange(k.shape[2])
     cosine = torch.cos(math.pi / 2 * distance.double() / attention.max_length)
@@ -41,9 +52,10 @@ def kernelized(attention, q, k, v, seen):
 
 DENSE = {
     "leap": leap,
+    "leap+learned_length": leap_with_a_learned_length,
     "cosformer": cosformer,
     "linear": linear,
     "softmax": softmax,
     "kernelized": kernelized,
 }
-OPTIONS: dict[str, dict[str, int]] = {}
+OPTIONS: dict[str, dict[str, int]] = {"leap+learned_length": {"learned_length": True}}

@@ -23,6 +23,7 @@ from leapformer.zoo import ATTENTIONS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 CAUSAL = [name for name, kind in ATTENTIONS.items() if kind.traits.causal]
+CAUSAL += ["leap+learned_length"]
 every_attention = pytest.mark.parametrize("attention", CAUSAL)
 PAD, EOS = 0, 1
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -33,6 +34,7 @@ def make(attention="leap", **others):
     """A model whose generation is not one token over and over; with short convolution, and with
     rotary positions where they apply."""
     torch.manual_seed(0)
+    attention, _, option = attention.partition("+")
     rotary = ATTENTIONS[attention].traits.rotary
     sizes = {
         "vocab_size": 50,
@@ -47,13 +49,16 @@ def make(attention="leap", **others):
         "pad_token_id": PAD,
         "bos_token_id": 2,
         "eos_token_id": EOS,
+        "attention_options": {option: True} if option else None,
         "tie_word_embeddings": False,  # a random model whose input is its output says it again
     }
     model = LeaPformerForCausalLM(LeaPformerConfig(attention=attention, **(sizes | others))).eval()
     for name, parameter in model.named_parameters():
         if "taps" in name:
             nn.init.normal_(parameter, std=0.5)
-        if "_proj.weight" in name:  # what comes next hangs on all that came before
+        if (
+            "_proj.weight" in name or "leap" in name
+        ):  # what comes next hangs on all that came before
             nn.init.normal_(parameter, std=0.5)
     return model
 
@@ -270,7 +275,9 @@ def test_rows_of_a_cache_are_reordered_selected_and_repeated(attention):
         torch.testing.assert_close(found.logits, expected, **CLOSE)
 
 
-@pytest.mark.parametrize("attention", [n for n in CAUSAL if ATTENTIONS[n].traits.streaming])
+@pytest.mark.parametrize(
+    "attention", [n for n in CAUSAL if ATTENTIONS[n.split("+")[0]].traits.streaming]
+)
 def test_a_cache_never_grows_and_is_float32(attention):
     model = make(attention).to(torch.bfloat16)
     cache, sizes = LeaPformerCache(), []

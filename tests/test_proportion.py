@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from leapformer import LeaP, Ramp
+from leapformer.proportion import LengthLeaP
 from leapformer.zoo import ATTENTIONS
 
 
@@ -160,3 +161,32 @@ def test_padding_stays_out_of_proportions_and_gradients():
     torch.testing.assert_close(p[0], leap(x[:1])[0])
     p.sum().backward()
     assert all(weight.grad.isfinite().all() for weight in leap.parameters())
+
+
+def test_a_learned_length_is_half_way_at_its_length_and_never_left():
+    """Every token by itself: the same one stands ever further on, and none leaves [0, 1]."""
+    torch.manual_seed(0)
+    ramp, x = LengthLeaP(8).double(), torch.randn(2, 3, 1, 8, dtype=torch.float64)
+    places = torch.tensor([0, 1, 62, 63, 64, 10**6, 10**12])
+    p = ramp(x.expand(-1, -1, len(places), -1), positions=places)
+    assert (p.diff() > 0).all()
+    assert p.min() > 0
+    assert p.max() <= 1
+    length = LengthLeaP.START * ((1 - LeaP.forward(ramp, x)) / LeaP.forward(ramp, x))
+    n = places + 1
+    torch.testing.assert_close(p, n / (n + length))
+    torch.nn.init.zeros_(ramp.proportion[2].weight)
+    torch.nn.init.zeros_(ramp.proportion[2].bias)
+    assert (ramp(x, positions=torch.tensor([LengthLeaP.START - 1])) == 0.5).all()
+
+
+def test_a_learned_length_takes_positions_of_each_row_and_a_mask():
+    torch.manual_seed(0)
+    ramp, x = LengthLeaP(8), torch.randn(2, 3, 4, 8)
+    places, mask = torch.tensor([[0, 1, 2, 3], [0, 0, 0, 1]]), torch.ones(2, 4, dtype=torch.bool)
+    mask[1, :2], x[1, :, :2] = False, torch.nan
+    p = ramp(x, mask, places)
+    torch.testing.assert_close(p[0], ramp(x[:1])[0])
+    torch.testing.assert_close(p[1:, :, 2:], ramp(x[1:, :, 2:]))
+    assert p.isfinite().all()
+    assert ramp.weights() == []  # more than the formula of LeaP

@@ -23,6 +23,7 @@ from leapformer.zoo.linear import LinearAttention
 
 BATCH, HEADS, WIDTH, VALUE_WIDTH, MAX_LENGTH = 2, 2, 8, 3, 150
 DENSE = dense_exact.DENSE | dense_landmarks.DENSE | dense_blocks.DENSE
+MECHANISMS = {**ATTENTIONS, "leap+learned_length": ATTENTIONS["leap"]}
 OPTIONS = dense_exact.OPTIONS | dense_landmarks.OPTIONS | dense_blocks.OPTIONS
 LAWFUL = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
@@ -31,14 +32,14 @@ def having(**traits):
     """Names of the mechanisms with these traits."""
     return [
         name
-        for name, cls in ATTENTIONS.items()
+        for name, cls in MECHANISMS.items()
         if all(getattr(cls.traits, trait) == value for trait, value in traits.items())
     ]
 
 
 def make(name, max_length=MAX_LENGTH, dtype=torch.float64):
     torch.manual_seed(0)
-    return ATTENTIONS[name](HEADS, WIDTH, max_length, **OPTIONS.get(name, {})).to(dtype)
+    return MECHANISMS[name](HEADS, WIDTH, max_length, **OPTIONS.get(name, {})).to(dtype)
 
 
 def make_inputs(queries, keys, dtype=torch.float64, batch=BATCH):
@@ -55,7 +56,7 @@ def gradients_of(y, inputs, direction=None):
 @st.composite
 def a_call(draw, name):
     """N, S, a visibility, and the same visibility as n_i."""
-    traits = ATTENTIONS[name].traits
+    traits = MECHANISMS[name].traits
     queries = draw(st.integers(1, MAX_LENGTH))
     keys = draw(st.integers(1, MAX_LENGTH)) if traits.cross else queries
     kind = draw(
@@ -77,7 +78,7 @@ def a_call(draw, name):
     return queries, keys, visible, counts
 
 
-@pytest.mark.parametrize("name", ATTENTIONS)
+@pytest.mark.parametrize("name", MECHANISMS)
 @LAWFUL
 @given(data=st.data())
 def test_equals_its_dense_formula_with_all_gradients(name, data):
@@ -104,13 +105,13 @@ VISIBLE_BY_NAME = [
 
 def garbage(name):
     """What may stand at masked keys: whatever one likes, but for forms with a matrix of weights."""
-    anything = issubclass(ATTENTIONS[name], LinearAttention | EncoderAttention)
+    anything = issubclass(MECHANISMS[name], LinearAttention | EncoderAttention)
     return [0.0, 1e4, -1e4] + ([math.nan, math.inf, -math.inf] if anything else [])
 
 
 def some_keys(name, length):
     """A mask [B, length] with holes, or where those are refused, with padding on the right."""
-    if ATTENTIONS[name].traits.right_padded:
+    if MECHANISMS[name].traits.right_padded:
         return torch.arange(length) < torch.tensor([[length - 2], [length // 2]])
     return torch.rand(BATCH, length) < 0.5
 
@@ -153,7 +154,7 @@ def test_masked_keys_change_no_gradient_and_get_none(name):
 @pytest.mark.parametrize(("name", "visible"), VISIBLE_BY_NAME)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_padded_batch_equals_each_sequence_alone(name, visible, side):
-    if side == "left" and ATTENTIONS[name].traits.right_padded:
+    if side == "left" and MECHANISMS[name].traits.right_padded:
         with pytest.raises(ValueError, match="pad on the right"):
             make(name)(*make_inputs(3, 3), key_mask=torch.arange(3).expand(BATCH, -1) > 0)
         return
@@ -216,7 +217,7 @@ def test_a_state_is_as_large_as_the_traits_say(name):
     _, short = attention(*(x[:, :, :10] for x in inputs), visible="causal", return_state=True)
     _, long = attention(*inputs, visible="causal", return_state=True)
     sizes = [sum(x.numel() for x in vars(state).values()) for state in (short, long)]
-    assert (sizes[0] == sizes[1]) == ATTENTIONS[name].traits.streaming
+    assert (sizes[0] == sizes[1]) == MECHANISMS[name].traits.streaming
 
 
 @pytest.mark.parametrize("name", having(causal=True))
@@ -264,7 +265,7 @@ def test_what_cannot_hide_the_future_refuses_packed_documents(name):
 @LAWFUL
 @given(pieces=CUTS)
 def test_a_streamed_layer_and_block_equal_their_causal_calls(name, pieces):
-    rotary = ATTENTIONS[name].traits.rotary
+    rotary = MECHANISMS[name].traits.rotary
     layer = MultiHeadAttention(make(name, max_length=sum(pieces)), rotary=rotary)
     block = TransformerBlock(layer, HEADS * WIDTH, 5, convolution=3)
     torch.nn.init.normal_(block.convolution.taps)
@@ -359,7 +360,7 @@ def test_declares_its_own_traits(cls):
 @pytest.mark.parametrize("name", ["kernelized", "skyformer", "nystromformer"])
 @pytest.mark.parametrize("scale", [1, 3])
 def test_what_subtracts_or_inverts_does_so_in_full_precision(name, scale):
-    attention = ATTENTIONS[name](HEADS, 32).float()
+    attention = MECHANISMS[name](HEADS, 32).float()
     x = [scale * torch.randn(2, HEADS, 200, 32).bfloat16() for _ in range(3)]
     expected = attention(*(each.float() for each in x))
     with torch.autocast("cpu", torch.bfloat16):
@@ -370,7 +371,7 @@ def test_what_subtracts_or_inverts_does_so_in_full_precision(name, scale):
 
 
 def peak_of_training(name, length):
-    attention = ATTENTIONS[name](HEADS, WIDTH, length).double()
+    attention = MECHANISMS[name](HEADS, WIDTH, length).double()
     inputs = make_inputs(length, length, batch=1)
     return peak_bytes(lambda: attention(*inputs).sum().backward())
 
