@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from leapformer import LeaP, Ramp
-from leapformer.proportion import LengthLeaP
+from leapformer import LeaP, LengthLeaP, Ramp
 from leapformer.zoo import ATTENTIONS
 
 

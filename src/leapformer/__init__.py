@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .ops import LeapState, Visible, leap_attention
-from .proportion import LeaP, Ramp
+from .proportion import LeaP, LengthLeaP, Ramp
 
 if TYPE_CHECKING:
     from .models import (
@@ -36,6 +36,7 @@ __all__ = [
     "LeaPformerForSequenceClassification",
     "LeaPformerModel",
     "LeapState",
+    "LengthLeaP",
     "Ramp",
     "Visible",
     "leap_attention",
