@@ -30,7 +30,7 @@ def test_a_mean_over_seeds_has_a_deviation_where_all_are_finite():
     assert over_seeds([1.0, math.inf]) == "inf"
 
 
-NAMES, SEEDS = ["leap", "softmax", "cosformer", "linear"], [0, 1]
+NAMES, SEEDS = ["leap", "softmax", "cosformer", "linear", "softmax+rotary"], [0, 1]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -79,7 +79,7 @@ def idle(monkeypatch):
 
 
 def key(record):
-    return record["signature"]["attention"], record["signature"]["seed"]
+    return record["name"], record["signature"]["seed"]
 
 
 def without_speed(records):
@@ -94,6 +94,9 @@ def test_results_hold_one_signed_record_a_run(compared, brief):
         assert {"versions", "commit", "machine", "precision", "data"} <= set(record["signature"])
         run = json.loads((out / "runs" / "{}-{}".format(*key(record)) / "result.json").read_text())
         assert {name: record[name] for name in run} == run
+        name, _, positions = record["name"].partition("+")
+        assert record["signature"]["attention"] == name
+        assert record["signature"]["recipe"]["position_embedding"] == (positions or "none")
         speed = record["speed"]
         assert (speed["batch"], speed["length"]) == (brief.batch_size, brief.sequence_length)
         rate = speed["tokens_per_second"]
@@ -137,7 +140,7 @@ def test_further_texts_and_lengths_are_those_of_the_saved_model(compared, brief,
 def test_the_table_is_what_the_records_say(compared):
     out, results = compared
     said = (out / "table.md").read_text()
-    rows = dict(re.findall(r"^\| (\w+) \| (.*) \|$", said, re.MULTILINE))
+    rows = dict(re.findall(r"^\| ([\w+]+) \| (.*) \|$", said, re.MULTILINE))
     assert list(rows) == ["attention", *NAMES]
     assert rows["attention"].split(" | ")[3] == "bits a byte, other.txt"
     for name in NAMES:
@@ -242,6 +245,8 @@ CAUSAL = [name for name, kind in ATTENTIONS.items() if kind.traits.causal]
     [
         ({"attentions": ["leap", "flash"]}, "unknown attention 'flash'"),
         ({"attentions": ["leap", "bigbird"]}, "cannot hide .* from " + ", ".join(CAUSAL) + "$"),
+        ({"attentions": ["leap+rotary"]}, "rotary positions turn dot products"),
+        ({"attentions": ["leap+round"]}, "unknown positions 'round'"),
         ({"attentions": []}, "at least one attention"),
         ({"seeds": []}, "at least one attention and one seed"),
         ({"seeds": [0, -1]}, "seed -1 is negative"),

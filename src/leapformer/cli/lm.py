@@ -168,8 +168,9 @@ class Compare:
     out: Path
     """Folder for all of it. Started again, it keeps what is finished and goes on with the rest."""
     recipe: Annotated[LMRecipe, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands]
-    attentions: str = "leap,cosformer,linear,softmax"
-    """Causal mechanisms of the zoo, separated by commas."""
+    attentions: str = "leap,cosformer,linear,softmax+rotary"
+    """Causal mechanisms of the zoo, separated by commas, perhaps with positions of their own behind
+    a plus: softmax is at its best with rotary ones, which the others cannot have."""
     seeds: str = "0"
     """Whole numbers, separated by commas."""
     data: Path = DATA

@@ -16,14 +16,14 @@ def language_curves(results: list[dict[str, Any]], path: Path) -> None:
     """Training and validation loss over the tokens read, a line a run, and how far validation
     losses are above the mean of softmax's (of the first mechanism's without it); `results` are
     those of `leapformer lm compare`."""
-    names = list(dict.fromkeys(result["signature"]["attention"] for result in results))
+    names = list(dict.fromkeys(result["name"] for result in results))
     sign = signs(names)
-    base = BASELINE if BASELINE in names else names[0]
+    base = next((name for name in names if name.startswith(BASELINE)), names[0])
     figure = Figure(figsize=(15, 4.4), layout="constrained")
     panels = figure.subplots(1, 3)
-    level = _mean_by_tokens(r for r in results if r["signature"]["attention"] == base)
+    level = _mean_by_tokens(r for r in results if r["name"] == base)
     for result in results:
-        name = result["signature"]["attention"]
+        name = result["name"]
         validation = _by_tokens(result, "eval_loss")
         lines = (
             _by_tokens(result, "loss"),
@@ -70,12 +70,12 @@ def _mean_by_tokens(results: Iterable[dict[str, Any]]) -> dict[int, float]:
 
 def language_lengths(results: list[dict[str, Any]], path: Path) -> None:
     """Loss of the same tokens after ever more context; a dotted line at the trained length."""
-    names = list(dict.fromkeys(result["signature"]["attention"] for result in results))
+    names = list(dict.fromkeys(result["name"] for result in results))
     sign = signs(names)
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.subplots()
     for result in results:
-        name = result["signature"]["attention"]
+        name = result["name"]
         read = [record for record in result["by_length"] if "loss" in record]
         shown = name not in axes.get_legend_handles_labels()[1]
         axes.plot(

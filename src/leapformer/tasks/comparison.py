@@ -22,11 +22,13 @@ def check_grid(
 def grouped(
     results: list[dict[str, Any]], key: Callable[[dict[str, Any]], str] | str = "attention"
 ) -> dict[str, list[Any]]:
-    """Runs by an entry of their signature, or by what `key` makes of it, in order of appearance."""
+    """Runs by an entry of theirs or of their signature, or by what `key` makes of the signature, in
+    order of appearance."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for result in results:
         signed = result["signature"]
-        groups.setdefault(signed[key] if isinstance(key, str) else key(signed), []).append(result)
+        value = key(signed) if callable(key) else {**signed, **result}[key]
+        groups.setdefault(value, []).append(result)
     return groups
 
 

@@ -39,13 +39,14 @@ def compare(
     """Train every attention with every seed, measure them on the test split, on the texts `also`,
     and after ever more context, then time them.
 
+    An attention may have positions of its own: "softmax+rotary" is softmax with rotary ones.
     Leaves `results.json` (a record a run), `table.md`, `curves.png` and `lengths.png` in `out`.
     Runs that finished before are kept and one that was killed goes on.
     """
     attentions, seeds = check_grid(attentions, seeds, rounds)
     splits, tokenizer, _ = load_for(recipe, folder)
-    for attention in attentions:
-        build_model(recipe, attention, tokenizer)
+    for name in attentions:
+        build_model(*own_recipe(recipe, name), tokenizer)
     texts = {path.name: text_tokens(tokenizer, path) for path in also}
     if len(texts) < len(set(also)):
         raise ValueError("two further texts have the same name: rename one")
@@ -55,16 +56,17 @@ def compare(
     runs: list[dict[str, Any]] = []
     total = len(seeds) * len(attentions)
     for seed in seeds:
-        for attention in attentions:
-            place = out / "runs" / f"{attention}-{seed}"
+        for name in attentions:
+            place = out / "runs" / f"{name}-{seed}"
             if processes().is_main_process:
-                print(f"{len(runs) + 1} of {total}: {attention}, seed {seed}", flush=True)
-            run = train(recipe, attention, seed, place, folder)
+                print(f"{len(runs) + 1} of {total}: {name}, seed {seed}", flush=True)
+            run = train(*own_recipe(recipe, name), seed, place, folder)
             if processes().is_main_process:
-                runs.append({**run, **_further(recipe, run, place, splits["test"], texts, shown)})
+                more = _further(recipe, run, place, splits["test"], texts, shown)
+                runs.append({"name": name, **run, **more})
     if processes().is_main_process:
         speeds = _speeds(recipe, attentions, tokenizer, rounds)
-        results = [{**run, "speed": speeds[run["signature"]["attention"]]} for run in runs]
+        results = [{**run, "speed": speeds[run["name"]]} for run in runs]
         write_json(out / "results.json", results)
         (out / "table.md").write_text(table(results), encoding="utf-8")
         plots.language_curves(results, out / "curves.png")
@@ -72,6 +74,12 @@ def compare(
         runs = read_json(out / "results.json")
     processes().wait_for_everyone()
     return runs
+
+
+def own_recipe(recipe: LMRecipe, name: str) -> tuple[LMRecipe, str]:
+    """The recipe and the attention that a name of the comparison stands for."""
+    attention, plus, positions = name.partition("+")
+    return dataclasses.replace(recipe, position_embedding=positions) if plus else recipe, attention
 
 
 def _further(
@@ -123,8 +131,8 @@ def _speeds(
     shape = (min(recipe.micro_batch or share, share), recipe.sequence_length)
     ids = torch.randint(len(tokenizer), shape, device=device)
 
-    def step(attention: str) -> Any:
-        model = build_model(recipe, attention, tokenizer).to(device).train()
+    def step(name: str) -> Any:
+        model = build_model(*own_recipe(recipe, name), tokenizer).to(device).train()
         if recipe.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         optimizer = torch.optim.AdamW(model.parameters())
@@ -138,17 +146,17 @@ def _speeds(
 
         return one
 
-    steps = {attention: step(attention) for attention in attentions}
+    steps = {name: step(name) for name in attentions}
     taken = seconds(steps, rounds, label="training speed")
     return {
-        attention: {
-            "tokens_per_second": spread([ids.numel() / t for t in taken[attention]]),
-            "peak_bytes": peak_bytes(steps[attention]),
+        name: {
+            "tokens_per_second": spread([ids.numel() / t for t in taken[name]]),
+            "peak_bytes": peak_bytes(steps[name]),
             "batch": shape[0],
             "length": shape[1],
             "signature": signature(recipe=dataclasses.asdict(recipe), rounds=rounds),
         }
-        for attention in attentions
+        for name in attentions
     }
 
 
@@ -171,18 +179,18 @@ def _shares(also: dict[str, Any]) -> str:
 
 def table(results: list[dict[str, Any]]) -> str:
     """Perplexities over the seeds, then speed and memory, an attention a row."""
-    groups, first = grouped(results), results[0]
+    groups, first = grouped(results, "name"), results[0]
     texts = list(first["also"])
     head = ["attention", "perplexity", "a word", "bits a byte"]
     for name in texts:
         head += [f"bits a byte, {name}", f"perplexity of shown tokens, {name}"]
     head += ["parameters", "tokens/s in training", "MiB of a step"]
     rows = []
-    for attention, group in groups.items():
+    for name, group in groups.items():
         speed = group[0]["speed"]
         rows.append(
             [
-                attention,
+                name,
                 over_seeds([run["test"]["perplexity"] for run in group], 2),
                 over_seeds([run["test"]["word_perplexity"] for run in group], 1),
                 over_seeds([run["test"]["bits_per_byte"] for run in group], 3),
