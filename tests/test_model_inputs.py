@@ -36,7 +36,7 @@ CALLS = {
         r"cu_seq_lens_q is torch.int64 \[1, 2\]",
     ),
     "bounds of several rows": ({"cu_seq_lens_q": torch.tensor([0, 10])}, "packed into one row"),
-    "a matrix of weights": ({"output_attentions": True}, "no matrix of weights"),
+    "a matrix of weights": ({"output_attentions": True}, "no matrix of weights is made here"),
 }
 
 

@@ -39,7 +39,7 @@ def refuse_unknown(keywords: dict[str, Any]) -> None:
     """Raises TypeError for a keyword with a value that no model here knows of: left aside it would
     change what is computed without a word."""
     if keywords.get("output_attentions"):
-        raise ValueError("output_attentions: a linear attention has no matrix of weights to give")
+        raise ValueError("output_attentions: no matrix of weights is made here, none can be given")
     unknown = [x for x, value in keywords.items() if value is not None and x not in LEFT_ASIDE]
     if unknown:
         raise TypeError(f"unexpected keyword(s) {', '.join(unknown)}: no model here takes them")
