@@ -63,6 +63,7 @@ sys.modules["triton"] = None  # as if it were not installed
 import torch
 from leapformer import LeaP, leap_attention
 from leapformer.ops import choose_backend
+torch.manual_seed(0)
 inputs = [x.requires_grad_() for x in torch.randn(3, 1, 2, 70, 8)]
 leaps = LeaP(8), LeaP(8)
 

@@ -404,7 +404,7 @@ def test_the_mechanism_that_the_docs_add_works_in_a_model(monkeypatch):
     (example,) = re.findall(r"^```python\n(.*?)^```", DOCS.read_text(), re.MULTILINE | re.DOTALL)
     monkeypatch.setitem(ATTENTIONS, "mean", None)  # taken out again after the test
     exec(compile(example, str(DOCS), "exec"), {})
-    attention, (q, k, v) = make("mean"), make_inputs(4, 4)
+    attention, (q, k, v) = ATTENTIONS["mean"](HEADS, WIDTH), make_inputs(4, 4)
     key_mask = torch.tensor([[True] * 4, [True, True, False, False]])
     expected = [v[0].mean(1, keepdim=True), v[1, :, :2].mean(1, keepdim=True)]
     found = attention(q, k, v, key_mask=key_mask)

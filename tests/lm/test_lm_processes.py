@@ -50,6 +50,7 @@ WAYS = {
 def runs(request, tiny, folder, tmp_path_factory):
     """The same recipe in one process and in two; the best model is not the last."""
     options, environment = WAYS[request.param]
+    options = {"position_embedding": "sinusoidal", **options}
     chosen = replace(tiny, learning_rate=1.0, warmup_steps=7, **options)
     out, usual = tmp_path_factory.mktemp("processes"), recipe("quick")
     train(chosen, "leap", 3, out / "1", folder)
