@@ -31,7 +31,7 @@ ADAPTIVE = {"adaptive_cutoffs": [10, 30], "adaptive_factor": 2, "pad_token_id": 
 
 
 def make(attention="leap", **others):
-    """A model whose generation is not one token over and over; with short convolution, and with
+    """A model whose generation is not one token over and over; with short convolutions, and with
     rotary positions where they apply."""
     torch.manual_seed(0)
     attention, _, option = attention.partition("+")
@@ -45,6 +45,7 @@ def make(attention="leap", **others):
         "max_position_embeddings": 128,
         "position_embedding": "rotary" if rotary else "sinusoidal",
         "short_convolution": 3,
+        "feed_forward_convolution": 2,
         "initializer_range": 0.5,
         "pad_token_id": PAD,
         "bos_token_id": 2,
@@ -283,9 +284,9 @@ def test_a_cache_never_grows_and_is_float32(attention):
     cache, sizes = LeaPformerCache(), []
     for length in (1, 30, 60):
         model(make_ids(2, length), cache=cache)
-        kept = [(s.attention.sums, s.recent) for s in cache.states]
-        assert all(sums.dtype == torch.float32 for sums, _ in kept)
-        sizes.append(sum(x.numel() for pair in kept for x in pair))
+        kept = [(s.attention.sums, s.recent, s.recent_feed_forward) for s in cache.states]
+        assert all(sums.dtype == torch.float32 for sums, *_ in kept)
+        sizes.append(sum(x.numel() for parts in kept for x in parts))
     assert len(set(sizes)) == 1
 
 

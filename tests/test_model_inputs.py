@@ -11,7 +11,10 @@ def make(cls=LeaPformerForCausalLM, **others):
     torch.manual_seed(0)
     sizes = {"vocab_size": 30, "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 2}
     return cls(
-        LeaPformerConfig(**{**sizes, "causal": True, "short_convolution": 3} | others)
+        LeaPformerConfig(
+            **{**sizes, "causal": True, "short_convolution": 3, "feed_forward_convolution": 2}
+            | others
+        )
     ).eval()
 
 

@@ -267,8 +267,9 @@ def test_what_cannot_hide_the_future_refuses_packed_documents(name):
 def test_a_streamed_layer_and_block_equal_their_causal_calls(name, pieces):
     rotary = MECHANISMS[name].traits.rotary
     layer = MultiHeadAttention(make(name, max_length=sum(pieces)), rotary=rotary)
-    block = TransformerBlock(layer, HEADS * WIDTH, 5, convolution=3)
+    block = TransformerBlock(layer, HEADS * WIDTH, 5, convolution=3, feed_forward_convolution=2)
     torch.nn.init.normal_(block.convolution.taps)
+    torch.nn.init.normal_(block.feed_forward_convolution.taps)
     x = torch.randn(BATCH, sum(pieces), HEADS * WIDTH, dtype=torch.float64)
     real = torch.rand(BATCH, sum(pieces)) > 0.3
     for module in (layer.double(), block.double()):

@@ -104,7 +104,7 @@ def test_a_seed_gives_the_same_text_again_and_another_another():
 
 def held(cache):
     """Bytes of all that is kept between tokens."""
-    found = [state.recent for state in cache.states]
+    found = [x for s in cache.states for x in (s.recent, s.recent_feed_forward)]
     found += [value for state in cache.states for value in vars(state.attention).values()]
     tensors = [value for value in found if isinstance(value, torch.Tensor)]
     assert len(tensors) >= len(cache.states) > 0
@@ -113,7 +113,7 @@ def held(cache):
 
 @pytest.mark.parametrize(("attention", "grows"), [("leap", False), ("softmax", True)])
 def test_memory_is_that_of_the_first_token(attention, grows, monkeypatch):
-    model, caches = make(attention, short_convolution=3), []
+    model, caches = make(attention, short_convolution=3, feed_forward_convolution=4), []
     real = LeaPformerCache
     monkeypatch.setattr(module, real.__name__, lambda: caches.append(real()) or caches[-1])
     sizes = {}
@@ -266,7 +266,7 @@ FAULTS = {
     "weights cut off": (truncate, "cannot read the model in .*"),
     "weights missing": (
         lose,
-        "cannot read the model in .*: 25 weights are missing, such as model.layers.1",
+        "cannot read the model in .*: 26 weights are missing, such as model.layers.1",
     ),
     "speech": (
         lambda x: configure(x, model_type="leapformer_speech"),
@@ -274,7 +274,7 @@ FAULTS = {
     ),
     "weights left over": (
         lambda x: configure(x, num_hidden_layers=1),
-        "cannot read the model in .*: 25 weights are unexpected, such as model.layers.1",
+        "cannot read the model in .*: 26 weights are unexpected, such as model.layers.1",
     ),
     "another attention": (
         lambda x: configure(x, attention="linear", attention_options=None),

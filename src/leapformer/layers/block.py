@@ -16,25 +16,29 @@ from .convolution import ShortConvolution
 
 @dataclass(frozen=True, eq=False)
 class BlockState:
-    """What a causal block keeps of the tokens so far: the attention's state, the last inputs
-    [B, size - 1, hidden] of its short convolution, and the cross-attention's state."""
+    """What a causal block keeps of the tokens so far: the attention's state, the cross-attention's,
+    and the last inputs [B, size - 1, hidden] of the short convolutions before the attention and
+    before the feed-forward net."""
 
     attention: State | None = None
-    recent: Tensor | None = None
     cross: State | None = None
+    recent: Tensor | None = None
+    recent_feed_forward: Tensor | None = None
 
     def select(self, rows: Tensor) -> "BlockState":
         """Rows of the batch, in the order and as often as `rows` (int64 [B']) names them."""
-        return BlockState(
-            None if self.attention is None else self.attention.select(rows),
-            None if self.recent is None else self.recent.index_select(0, rows),
-            None if self.cross is None else self.cross.select(rows),
-        )
+
+        def pick(part: State | Tensor | None) -> Any:
+            if part is None:
+                return None
+            return part.index_select(0, rows) if isinstance(part, Tensor) else part.select(rows)
+
+        return BlockState(**{name: pick(part) for name, part in vars(self).items()})
 
     @property
     def nbytes(self) -> int:
         """What it holds, in bytes."""
-        kept = [self.recent]
+        kept = [self.recent, self.recent_feed_forward]
         for state in (self.attention, self.cross):
             kept += [] if state is None else vars(state).values()
         return sum(x.nbytes for x in kept if x is not None)
@@ -42,13 +46,14 @@ class BlockState:
     @staticmethod
     def cat(states: Sequence["BlockState"]) -> "BlockState":
         """The rows of several states, one behind the other."""
-        attention = [state.attention for state in states]
-        recent = [state.recent for state in states]
-        cross = [state.cross for state in states]
+
+        def join(parts: list[Any]) -> Any:
+            if parts[0] is None:
+                return None
+            return torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0].cat(parts)
+
         return BlockState(
-            None if attention[0] is None else attention[0].cat(attention),
-            None if recent[0] is None else torch.cat([x for x in recent if x is not None]),
-            None if cross[0] is None else cross[0].cat(cross),
+            **{name: join([getattr(state, name) for state in states]) for name in vars(states[0])}
         )
 
 
@@ -63,6 +68,7 @@ class TransformerBlock(nn.Module):
         eps: of the norms.
         convolution: taps of a short convolution before the attention; 0 for none.
         cross: heads that attend to a source, for a decoder.
+        feed_forward_convolution: taps of another before the feed-forward net; 0 for none.
     """
 
     def __init__(
@@ -74,9 +80,13 @@ class TransformerBlock(nn.Module):
         eps: float = 1e-5,
         convolution: int = 0,
         cross: MultiHeadAttention | None = None,
+        feed_forward_convolution: int = 0,
     ) -> None:
         super().__init__()
-        self.convolution = ShortConvolution(hidden, convolution) if convolution else None
+        self.convolution, self.feed_forward_convolution = (
+            ShortConvolution(hidden, taps) if taps else None
+            for taps in (convolution, feed_forward_convolution)
+        )
         self.attention_norm = nn.LayerNorm(hidden, eps)
         self.attention = attention
         self.cross_norm = None if cross is None else nn.LayerNorm(hidden, eps)
@@ -97,12 +107,7 @@ class TransformerBlock(nn.Module):
         what the cross-attention takes: `context`, `address`, and its own view, but no state."""
         before, wanted = view.get("state"), view.get("return_state", False)
         before = BlockState() if before is None else before
-        y, recent = self.attention_norm(x), None
-        if self.convolution is not None:
-            positions = view.get("positions")
-            if positions is None:
-                positions = token_positions(x.shape[1], view.get("cu_seqlens"), x.device)
-            y, recent = self.convolution(y, positions, before.recent, view.get("key_mask"))
+        y, recent = self._local(self.convolution, self.attention_norm(x), before.recent, view)
         found = self.attention(y, **{**view, "state": before.attention})
         y, after = found if wanted else (found, None)
         x, heard = x + y, None
@@ -111,5 +116,27 @@ class TransformerBlock(nn.Module):
             found = self.cross(self.cross_norm(x), **whole)
             y, heard = found if wanted else (found, None)
             x = x + y
-        x = x + self.feed_forward(self.feed_forward_norm(x))
-        return (x, BlockState(after, recent, heard)) if wanted else x
+        y, fed = self._local(
+            self.feed_forward_convolution,
+            self.feed_forward_norm(x),
+            before.recent_feed_forward,
+            view,
+        )
+        x = x + self.feed_forward(y)
+        return (x, BlockState(after, heard, recent, fed)) if wanted else x
+
+    @staticmethod
+    def _local(
+        convolution: ShortConvolution | None,
+        x: Tensor,
+        recent: Tensor | None,
+        view: dict[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        """x through the convolution, if there is one, and its last inputs."""
+        if convolution is None:
+            return x, None
+        positions = view.get("positions")
+        if positions is None:
+            positions = token_positions(x.shape[1], view.get("cu_seqlens"), x.device)
+        found: tuple[Tensor, Tensor] = convolution(x, positions, recent, view.get("key_mask"))
+        return found

@@ -76,6 +76,7 @@ class LeaPformerBlock(GradientCheckpointingLayer, TransformerBlock):
             config.hidden_dropout_prob,
             config.layer_norm_eps,
             config.short_convolution,
+            feed_forward_convolution=config.feed_forward_convolution,
         )
 
 

@@ -28,6 +28,8 @@ class LMRecipe:
     position_embedding: str = "sinusoidal"
     short_convolution: int = 0
     """Taps before each attention; 0 for none, as in the paper."""
+    feed_forward_convolution: int = 0
+    """Taps before each feed-forward net; 0 for none, as in the paper."""
     hidden: int | None = None
     """r of LeaP; None is head_dim / 4, the paper's step-down of 4."""
     learned_length: bool = False
@@ -73,7 +75,11 @@ class LMRecipe:
 
     def __post_init__(self) -> None:
         check_numbers(
-            self, ("short_convolution", "dropout", "weight_decay", "warmup_steps", "context")
+            self,
+            (
+                *("short_convolution", "feed_forward_convolution", "dropout"),
+                *("weight_decay", "warmup_steps", "context"),
+            ),
         )
         if self.context >= self.sequence_length:
             raise ValueError(
@@ -93,6 +99,7 @@ def quick() -> LMRecipe:
         position_embedding="none",  # sinusoids cost 4 % and break long windows (docs/log.md)
         learned_length=True,  # 1 to 2 % of perplexity (docs/log.md)
         short_convolution=4,  # linear mechanisms gain 12 % of perplexity (docs/log.md)
+        feed_forward_convolution=4,  # what softmax with rotary positions sees, theirs too
         initializer_range=0.09,  # hidden_size^-1/2
         sequence_length=256,
         batch_size=8,
