@@ -46,6 +46,7 @@ def make(attention="leap", **others):
         "position_embedding": "rotary" if rotary else "sinusoidal",
         "short_convolution": 3,
         "feed_forward_convolution": 2,
+        "qk_norm": True,
         "initializer_range": 0.5,
         "pad_token_id": PAD,
         "bos_token_id": 2,

@@ -109,6 +109,28 @@ def test_rotary_positions_need_an_even_width():
         MultiHeadAttention(ATTENTIONS["softmax"](2, 5), rotary=True)
 
 
+@pytest.mark.parametrize("name", ["leap", "softmax", "reformer"])
+def test_queries_and_keys_are_normed_a_head_at_a_time(name):
+    torch.manual_seed(0)
+    attention = ATTENTIONS[name](2, 4, 10)
+    rotary = attention.traits.rotary
+    layer = MultiHeadAttention(attention, rotary=rotary, qk_norm=True).double()
+    maps, norms = [layer.q_proj, layer.k_proj or layer.q_proj], [layer.q_norm]
+    norms.append(norms[0] if layer.k_norm is None else layer.k_norm)
+    for norm in set(norms):
+        nn.init.normal_(norm.weight)
+    x = torch.randn(2, 7, 8, dtype=torch.float64)
+    q, k, v = (y(x).unflatten(-1, (2, 4)).transpose(1, 2) for y in (*maps, layer.v_proj))
+    q, k = (
+        norm.weight * y / y.square().mean(-1, keepdim=True).sqrt()
+        for y, norm in zip((q, k), norms, strict=True)
+    )
+    if rotary:
+        q, k = (rotate(y, torch.arange(7)) for y in (q, k))
+    expected = layer.out_proj(attention(q, k, v).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(layer(x), expected)
+
+
 @pytest.mark.parametrize("positions", ["learned", "sinusoidal"])
 def test_positions_of_each_row_are_taken(positions):
     embedding = TokenEmbedding(9, 4, positions, 20)

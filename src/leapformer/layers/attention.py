@@ -18,6 +18,8 @@ class MultiHeadAttention(nn.Module):
         rotary: turn queries and keys by their positions; for `traits.rotary`.
         addressed: add what an `address` says to queries and keys, behind their projections; it goes
             through one projection of its own, so that equal places meet from the start.
+        qk_norm: RMS norms, one for the queries and one for the keys, shared by the heads, behind
+            all that (Henry et al., 2020): no token, however strange, drowns the others.
     """
 
     def __init__(
@@ -26,6 +28,7 @@ class MultiHeadAttention(nn.Module):
         dropout: float = 0.0,
         rotary: bool = False,
         addressed: bool = False,
+        qk_norm: bool = False,
     ) -> None:
         super().__init__()
         hidden = attention.num_heads * attention.head_dim
@@ -44,6 +47,9 @@ class MultiHeadAttention(nn.Module):
         self.out_proj = nn.Linear(hidden, hidden)
         self.dropout = nn.Dropout(dropout)
         self.address = nn.Linear(hidden, hidden, bias=False) if addressed else None
+        norm = nn.RMSNorm if qk_norm else nn.Identity
+        self.q_norm = norm(attention.head_dim)
+        self.k_norm = None if self.k_proj is None else norm(attention.head_dim)
 
     def forward(
         self,
@@ -84,7 +90,10 @@ class MultiHeadAttention(nn.Module):
             of_q, of_k = (sinusoids(place, x.shape[-1]).to(x.dtype) for place in address)
             q, k = q + self.address(of_q), k + self.address(of_k)
         heads = (self.attention.num_heads, -1)
-        return tuple(y.unflatten(-1, heads).transpose(1, 2) for y in (q, k, self.v_proj(context)))
+        q, k, v = (y.unflatten(-1, heads) for y in (q, k, self.v_proj(context)))
+        q = self.q_norm(q)
+        k = q if self.k_norm is None else self.k_norm(k)
+        return tuple(y.transpose(1, 2) for y in (q, k, v))
 
     def _merge(self, y: Tensor) -> Tensor:
         out: Tensor = self.dropout(self.out_proj(y.transpose(1, 2).flatten(2)))

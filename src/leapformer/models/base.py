@@ -70,6 +70,7 @@ class LeaPformerBlock(GradientCheckpointingLayer, TransformerBlock):
                 config.max_position_embeddings,
                 config.attention_options,
                 rotary=config.position_embedding == "rotary",
+                qk_norm=config.qk_norm,
             ),
             config.hidden_size,
             config.intermediate_size,

@@ -25,6 +25,7 @@ class LeaPformerConfig(PreTrainedConfig):
         causal: a token sees only those up to itself. Language models set it.
         short_convolution: taps of a short convolution before each attention; 0 for none.
         feed_forward_convolution: taps of one before each feed-forward net; 0 for none.
+        qk_norm: queries and keys go through RMS norms of their own, a head at a time.
         adaptive_cutoffs: of a vocabulary sorted by frequency, where bands of ever smaller
             embeddings begin (Baevski and Auli, 2019); None for one band. Language models read it.
         adaptive_factor: by which the width falls from band to band.
@@ -53,6 +54,7 @@ class LeaPformerConfig(PreTrainedConfig):
     causal: bool = False
     short_convolution: int = 0
     feed_forward_convolution: int = 0
+    qk_norm: bool = False
     adaptive_cutoffs: list[int] | None = None
     adaptive_factor: int = 4
     tie_word_embeddings: bool = True

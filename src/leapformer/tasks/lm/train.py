@@ -39,6 +39,7 @@ def build_model(
         causal=True,
         short_convolution=recipe.short_convolution,
         feed_forward_convolution=recipe.feed_forward_convolution,
+        qk_norm=recipe.qk_norm,
         adaptive_cutoffs=list(recipe.adaptive_cutoffs) or None,
         tie_word_embeddings=recipe.tie_word_embeddings,
         hidden_dropout_prob=recipe.dropout,
