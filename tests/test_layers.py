@@ -8,6 +8,7 @@ from torch import nn
 
 from leapformer.layers import MultiHeadAttention, ShortConvolution
 from leapformer.layers.adaptive import AdaptiveEmbedding
+from leapformer.layers.attention import HeadNorm
 from leapformer.layers.embedding import TokenEmbedding, rotate, sinusoids
 from leapformer.zoo import ATTENTIONS
 
@@ -129,6 +130,16 @@ def test_queries_and_keys_are_normed_a_head_at_a_time(name):
         q, k = (rotate(y, torch.arange(7)) for y in (q, k))
     expected = layer.out_proj(attention(q, k, v).transpose(1, 2).flatten(2))
     torch.testing.assert_close(layer(x), expected)
+
+
+def test_queries_and_keys_are_normed_in_full_precision_under_autocast(recwarn):
+    torch.manual_seed(0)
+    norm, x = HeadNorm(8), torch.randn(5, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = norm(x.bfloat16())
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y, norm(x.bfloat16().float()), rtol=0, atol=0)
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("positions", ["learned", "sinusoidal"])

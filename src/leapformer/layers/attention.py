@@ -8,6 +8,14 @@ from ..zoo import Attention, State, View
 from .embedding import rotate, sinusoids
 
 
+class HeadNorm(nn.RMSNorm):
+    """x [..., D] over its root mean square, times a learned weight [D]; in the weight's dtype,
+    under autocast wider than that of x."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
 class MultiHeadAttention(nn.Module):
     """x [B, N, hidden] attends to itself or to a context [B, S, hidden] -> [B, N, hidden].
 
@@ -47,7 +55,7 @@ class MultiHeadAttention(nn.Module):
         self.out_proj = nn.Linear(hidden, hidden)
         self.dropout = nn.Dropout(dropout)
         self.address = nn.Linear(hidden, hidden, bias=False) if addressed else None
-        norm = nn.RMSNorm if qk_norm else nn.Identity
+        norm = HeadNorm if qk_norm else nn.Identity
         self.q_norm = norm(attention.head_dim)
         self.k_norm = None if self.k_proj is None else norm(attention.head_dim)
 
