@@ -19,8 +19,8 @@ def leap(attention, q, k, v, seen):
 def leap_with_a_learned_length(attention, q, k, v, seen):
     def p(leap, x):
         half_way = leap.START / torch.exp(leap.proportion(x.relu()).squeeze(-1))
-        n = torch.arange(1, x.shape[2] + 1)
-        return n / (n + half_way)
+        n, s = torch.arange(1, x.shape[2] + 1), leap.steepness
+        return n**s / (n**s + half_way**s)
 
     p_q, p_k = p(attention.leap_q, q), p(attention.leap_k, k)
     cosine = torch.cos(math.pi / 2 * (p_q[..., :, None] - p_k[..., None, :]))

@@ -172,8 +172,8 @@ def test_a_learned_length_is_half_way_at_its_length_and_never_left():
     assert p.min() > 0
     assert p.max() <= 1
     length = LengthLeaP.START * ((1 - LeaP.forward(ramp, x)) / LeaP.forward(ramp, x))
-    n = places + 1
-    torch.testing.assert_close(p, n / (n + length))
+    n, s = places.double() + 1, ramp.steepness.item()
+    torch.testing.assert_close(p, n**s / (n**s + length**s))
     torch.nn.init.zeros_(ramp.proportion[2].weight)
     torch.nn.init.zeros_(ramp.proportion[2].bias)
     assert (ramp(x, positions=torch.tensor([LengthLeaP.START - 1])) == 0.5).all()

@@ -79,15 +79,23 @@ class LeaP(nn.Module):
 class LengthLeaP(LeaP):
     """A ramp whose length is learned: the token at position i, x_i, has the proportion
 
-        p_i = n / (n + M(x_i)),    n = i + 1,    M(x) = START / exp(W2 relu(W1 phi(x)))
+        p_i = n^s / (n^s + M(x_i)^s),    n = i + 1,    M(x) = START / exp(W2 relu(W1 phi(x)))
 
-    which is LeaP with log(n / START) inside its sigmoid. Near tokens count more, as in cosFormer,
-    but M is a scale that each token tells, half way up the ramp, and no bound: p approaches 1 and
-    never leaves [0, 1], however long the sequence grows. Not in the paper. Args as those of LeaP.
+    which is LeaP with log(n / START) inside its sigmoid, times s. Near tokens count more, as in
+    cosFormer, but M is a scale that each token tells, half way up the ramp, and no bound: p
+    approaches 1 and never leaves [0, 1], however long the sequence grows. How steep the ramp is, s,
+    is learned as well. Not in the paper. Args as those of LeaP.
     """
 
     START = 64
     """M, in tokens, where W2 relu(W1 phi(x)) is 0."""
+
+    STEEPNESS = 2.0
+    """s, before training."""
+
+    def __init__(self, head_dim: int, hidden: int | None = None) -> None:
+        super().__init__(head_dim, hidden)
+        self.steepness = nn.Parameter(torch.full((1,), self.STEEPNESS))
 
     def forward(
         self, x: Tensor, mask: Tensor | None = None, positions: Tensor | None = None
@@ -97,7 +105,8 @@ class LengthLeaP(LeaP):
             positions = torch.arange(x.shape[-2], device=x.device)
         logit = self._logit(x, mask)
         further = torch.log((positions.to(logit.dtype) + 1) / self.START)
-        return torch.sigmoid(logit + (further if further.dim() == 1 else further.unsqueeze(1)))
+        further = further if further.dim() == 1 else further.unsqueeze(1)
+        return torch.sigmoid(self.steepness.to(logit.dtype) * (logit + further))
 
 
 class Ramp(nn.Module):

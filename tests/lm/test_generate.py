@@ -266,7 +266,7 @@ FAULTS = {
     "weights cut off": (truncate, "cannot read the model in .*"),
     "weights missing": (
         lose,
-        "cannot read the model in .*: 28 weights are missing, such as model.layers.1",
+        "cannot read the model in .*: 30 weights are missing, such as model.layers.1",
     ),
     "speech": (
         lambda x: configure(x, model_type="leapformer_speech"),
@@ -274,11 +274,11 @@ FAULTS = {
     ),
     "weights left over": (
         lambda x: configure(x, num_hidden_layers=1),
-        "cannot read the model in .*: 28 weights are unexpected, such as model.layers.1",
+        "cannot read the model in .*: 30 weights are unexpected, such as model.layers.1",
     ),
     "another attention": (
         lambda x: configure(x, attention="linear", attention_options=None),
-        "cannot read the model in .*: 16 weights are unexpected, such as .*leap_k",
+        "cannot read the model in .*: 20 weights are unexpected, such as .*leap_k",
     ),
     "weights of other shapes": (
         lambda x: configure(x, intermediate_size=8),

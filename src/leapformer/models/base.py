@@ -13,6 +13,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from ..layers import MultiHeadAttention, ShortConvolution, TokenEmbedding, TransformerBlock
+from ..proportion import LengthLeaP
 from ..zoo import ATTENTIONS, attention_class
 from .cache import CACHE_NAME, CACHE_NAMES, LeaPformerCache, given_cache
 from .configuration import LeaPformerConfig
@@ -100,6 +101,8 @@ class LeaPformerPreTrainedModel(PreTrainedModel):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
         if isinstance(module, ShortConvolution):
             module.reset_parameters()
+        if isinstance(module, LengthLeaP):
+            init.constant_(module.steepness, module.STEEPNESS)
 
 
 class LeaPformerModel(LeaPformerPreTrainedModel):
