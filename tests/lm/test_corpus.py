@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leapformer.tasks.files import SPLITS
-from leapformer.tasks.lm.corpus import read, text_of
+from leapformer.tasks.lm.corpus import natural, read, text_of
 
 PACKED = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress}
 WIKITEXT = ("train", "valid", "test")
@@ -389,3 +389,41 @@ def test_an_archive_or_a_file_in_place_of_a_folder_is_refused(tmp_path):
         tar.add(write_texts(tmp_path / "corpus", [b"a"]), "corpus")
     refused(archive, ValueError, "is an archive: extract it")
     refused(tmp_path / "corpus" / "0.txt", ValueError, "is a file: give the folder")
+
+
+@pytest.mark.parametrize(
+    ("published", "expected"),
+    [
+        (" a two @-@ part story ( 1 @,@ 000 pages ) . ", "a two-part story (1,000 pages)."),
+        (" 0 @.@ 5 % of $ 5 or £ 6 ; why ? ", "0.5% of $5 or £6; why?"),
+        (' " Yes ! " , it said : " no " ... ', '"Yes!", it said: "no"...'),
+        (" isn 't she Tom 's ? I 'm , they 've ", "isn't she Tom's? I'm, they've"),
+        (" the ' tide ' of [ <unk> ] ", "the ' tide ' of [<unk>]"),
+        (" from 1990 \u2013 92 , A \u2013 B ", "from 1990\u201392, A \u2013 B"),
+        (" = = The <unk> = = \n \n Text . \n", "The <unk>\n\nText.\n"),
+        (' " one \n two " ', '" one\ntwo "'),
+        ("It isn't, is it?\n", "It isn't, is it?\n"),
+    ],
+)
+def test_wikitext_becomes_natural_text(published, expected):
+    assert natural(published) == natural(expected) == expected
+
+
+words_of_wikitext = st.sampled_from(["word", "<unk>", "@-@", "@,@", '"', "(", ")", ",", "'s", "5"])
+
+
+@given(st.lists(st.lists(words_of_wikitext, min_size=1, max_size=12), min_size=1, max_size=4))
+def test_natural_text_has_the_words_and_lines_of_wikitext(rows):
+    published = "".join(f" {' '.join(row)} \n" for row in rows)
+    found, words = natural(published), re.compile(r"\w+|<unk>|\n")
+    assert words.findall(found) == words.findall(published)
+
+
+def test_the_real_articles_become_natural_text(shared_data):
+    published = text_of(shared_data / "wikitext2_eval" / "valid.txt")
+    found = natural(published)
+    assert found.count("\n") == published.count("\n")
+    assert found.count("<unk>") == published.count("<unk>") > 10_000
+    assert not re.search(r" @.@ | [,.;]|\( | 's\b|^ |^= ", found, re.MULTILINE)
+    letters = re.compile(r"\w")
+    assert letters.findall(found) == letters.findall(published)

@@ -4,6 +4,7 @@ and all figures follow from one total."""
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -136,6 +137,35 @@ def test_tokens_that_training_showed_are_measured_by_themselves_too(model):
     assert {**found, "shown": 0} == {**measure(model, tokens, 9, 4), "shown": 0}
 
 
+def test_only_scored_tokens_are_measured(model):
+    scored = np.arange(40) % 3 > 0
+    tokens, whole = replace(text(40, 17, 5), scored=scored), text(40)
+    kept = torch.from_numpy(scored[1:])
+    losses = token_losses(model, whole, 9, 4)
+    shown = shown_tokens(text(12), VOCABULARY)
+    known = kept & shown[torch.from_numpy(whole[1:])]
+    found = measure(model, tokens, 9, 4, shown)
+    assert (found["tokens"], found["words"], found["bytes"]) == (int(kept.sum()), 5, 17)
+    assert found["loss"] == pytest.approx(losses[kept].mean().item())
+    assert found["bits_per_byte"] == pytest.approx(losses[kept].sum().item() / math.log(2) / 17)
+    assert found["shown"]["tokens"] == int(known.sum())
+    assert found["shown"]["loss"] == pytest.approx(losses[known].mean().item())
+    (after,) = by_length(model, tokens, [16], spans=1)
+    last = token_losses(model, Tokens.join([whole[:16]], 0, 0), 16, 0)[-8:]
+    assert after["tokens"] == int(scored[8:16].sum())
+    assert after["loss"] == pytest.approx(last[torch.from_numpy(scored[8:16])].mean().item())
+    part = tokens.first(13)
+    assert part.scored.tolist() == scored[: len(part)].tolist()
+
+
+def test_a_text_of_which_nothing_is_scored_is_refused(model):
+    tokens = replace(text(20), scored=np.zeros(20, bool))
+    with pytest.raises(ValueError, match="no token of the text is scored"):
+        measure(model, tokens, 9, 4)
+    (found,) = by_length(model, tokens, [16], spans=2)
+    assert found["error"] == "none of the last 8 tokens of the windows is scored"
+
+
 def test_who_knows_nothing_is_as_perplexed_as_the_vocabulary_is_large():
     model = make(tie_word_embeddings=False)
     torch.nn.init.zeros_(model.lm_head.weight)
@@ -250,9 +280,21 @@ def test_a_text_is_one_document_and_all_of_it_is_scored(finished, folder, tmp_pa
     assert (found["bytes"], found["words"]) == (len(file.read_bytes()), 6)
 
 
+def test_wikitext_is_measured_as_natural_text(finished, tmp_path):
+    file, out = tmp_path / "wiki.test.tokens", tmp_path / "found.json"
+    file.write_text(" = The cat = \n \n The far @-@ away <unk> <unk> , a cat . \n")
+    line = ["lm", "evaluate", "--model", finished[0] / "model", "--text", file, "--out", out]
+    assert main([str(word) for word in [*line, "--natural"]]) == 0
+    found = json.loads(out.read_text())
+    assert found["bytes"] == len("The cat\n\nThe far-away, a cat.\n")
+    assert found["words"] == 7  # the comma stands by itself
+    assert found["signature"]["natural"] is True
+
+
 @pytest.mark.parametrize(
     ("options", "cure"),
     [
+        ("--data {data} --natural", "--natural is for --text"),
         ("", "give either --text, a file, or --data"),
         ("--text {text} --data {data}", "give either --text"),
         ("--data {words}", "different tokenizers: give the data that the model was trained on"),

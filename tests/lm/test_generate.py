@@ -18,7 +18,14 @@ from leapformer.cli import main
 from leapformer.models import LeaPformerCache
 from leapformer.tasks.lm import generate as module
 from leapformer.tasks.lm.data import encode, load
-from leapformer.tasks.lm.generate import go_on, load_model, load_text, prompt_ids, written
+from leapformer.tasks.lm.generate import (
+    go_on,
+    load_model,
+    load_text,
+    natural_tokens,
+    prompt_ids,
+    written,
+)
 from leapformer.timing import peak_bytes
 
 PROMPT = [3, 17, 29, 5]
@@ -350,6 +357,24 @@ def test_home_is_found_in_every_place(finished, folder, tmp_path, monkeypatch, c
             == 0
         )
     assert "perplexity" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("end", ["", " \n", " <unk> \n"])
+def test_natural_tokens_are_those_of_the_text_and_unknown_words_are_not_scored(
+    model, tmp_path, end
+):
+    _, tokenizer = model
+    file = tmp_path / "wiki.test.tokens"
+    file.write_text(f" <unk> sat on a <unk> , far @-@ away{end}")
+    tokens = natural_tokens(tokenizer, file)
+    ids, scored = tokens[:], tokens.scored
+    natural = f"<unk> sat on a <unk>, far-away{end.rstrip(' ')}".replace(" \n", "\n")
+    assert ids[0] == tokenizer.eos_token_id
+    assert tokenizer.decode(ids[1:]) == natural
+    read = natural.replace(" <unk>", "").replace("<unk>", "")
+    assert tokenizer.decode(ids[scored][1:]) == read
+    assert tokenizer.decode(ids[~scored]).split() == ["<unk>"] * natural.count("<unk>")
+    assert (tokens.bytes, tokens.words) == (len(read), len(read.replace(",", " ,").split()))
 
 
 def test_texts_come_from_a_file_or_from_the_data_of_the_model(finished, model, folder, words):

@@ -19,7 +19,7 @@ from leapformer.tasks.lm import compare as module
 from leapformer.tasks.lm.compare import compare
 from leapformer.tasks.lm.data import load
 from leapformer.tasks.lm.evaluate import measure, shown_tokens
-from leapformer.tasks.lm.generate import load_model, text_tokens
+from leapformer.tasks.lm.generate import load_model, natural_tokens, text_tokens
 from leapformer.timing import seconds
 from leapformer.zoo import ATTENTIONS
 
@@ -214,6 +214,22 @@ def test_a_text_that_changed_is_measured_anew(
     expected = measure(model, text_tokens(tokenizer, other), 16, brief.context, shown)
     assert found["also"] == {text.name: expected} != compared[1][0]["also"]
     assert found["test"] == compared[1][0]["test"]
+
+
+def test_a_text_may_be_measured_as_published_and_as_natural_text(
+    compared, copied, brief, folder, text, tmp_path, shown
+):
+    published = tmp_path / text.name
+    published.write_text(" the cat <unk> , far @-@ away\n")
+    both = {"also": [published], "also_natural": [published]}
+    (found,) = compare(brief, ["leap"], [0], copied, folder, rounds=1, **both)
+    model, tokenizer = load_model(copied / "runs" / "leap-0" / "model")
+    natural = natural_tokens(tokenizer, published)
+    assert found["also"] == {
+        "other.txt": measure(model, text_tokens(tokenizer, published), 16, brief.context, shown),
+        "other.txt, natural": measure(model, natural, 16, brief.context, shown),
+    }
+    assert "bits a byte, other.txt, natural" in (copied / "table.md").read_text()
 
 
 def test_a_run_made_anew_is_measured_anew(compared, copied, brief, folder, text):

@@ -78,6 +78,9 @@ class Evaluate:
     """The folder `model` of a run."""
     text: Path | None = None
     """A text file; in its place --data."""
+    natural: bool = False
+    """The text is WikiText as published: undo its tokenisation (" @-@ ", blanks before commas, ...)
+    first, as is usual for models of other texts, and do not score `<unk>`."""
     data: Path | None = None
     """What `leapformer lm prepare` left: its test split is read."""
     window: int | None = None
@@ -109,7 +112,8 @@ class Evaluate:
         window = trained if self.window is None else self.window
         context = window // 2 if self.context is None else self.context
         check_window(window, context)
-        tokens = load_text(self.model, tokenizer, self.text, self.data).first(self.tokens)
+        source = (self.text, self.data, self.natural)
+        tokens = load_text(self.model, tokenizer, *source).first(self.tokens)
         lengths = numbers("--lengths", self.lengths) if self.lengths else []
         curve = by_length(model, tokens, lengths, self.spans)
         found = measure(model, tokens, window, context)
@@ -120,7 +124,8 @@ class Evaluate:
                 + (record["error"] or f"perplexity {record['perplexity']:.2f}")
             )
         if self.out is not None:
-            what = {"model": str(self.model), "text": str(self.text or self.data)}
+            text = str(self.text or self.data)
+            what = {"model": str(self.model), "text": text, "natural": self.natural}
             write_json(self.out, {"signature": signature(**what), **found, "by_length": curve})
 
 
@@ -177,6 +182,9 @@ class Compare:
     """What `leapformer lm prepare` left."""
     also: list[Path] = field(default_factory=list)
     """Further text files to measure the models on."""
+    also_natural: list[Path] = field(default_factory=list)
+    """The same, but WikiText as published, to be measured as natural text: its tokenisation undone
+    (" @-@ ", blanks before commas, ...) and its `<unk>` not scored."""
     rounds: int = 5
     """Rounds of timing."""
 
@@ -185,7 +193,8 @@ class Compare:
         from ..tasks.processes import processes
 
         names, seeds = attentions(self.attentions), numbers("--seeds", self.seeds)
-        compare(self.recipe, names, seeds, self.out, self.data, self.also, self.rounds)
+        texts = {"also": self.also, "also_natural": self.also_natural}
+        compare(self.recipe, names, seeds, self.out, self.data, rounds=self.rounds, **texts)
         if processes().is_main_process:
             print("\n" + (self.out / "table.md").read_text())
 

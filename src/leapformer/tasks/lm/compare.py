@@ -3,6 +3,7 @@ tokens, same steps; then how well they predict, how far, and how fast they train
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..processes import processes
 from ..runs import RESULT
 from .data import Tokens
 from .evaluate import by_length, measure, shown_tokens
-from .generate import load_model, text_tokens
+from .generate import load_model, natural_tokens, text_tokens
 from .recipes import LMRecipe
 from .train import build_model, load_for, train
 
@@ -35,9 +36,10 @@ def compare(
     folder: Path,
     also: list[Path],
     rounds: int = 5,
+    also_natural: Sequence[Path] = (),
 ) -> list[dict[str, Any]]:
-    """Train every attention with every seed, measure them on the test split, on the texts `also`,
-    and after ever more context, then time them.
+    """Train every attention with every seed, measure them on the test split, on the texts `also`
+    and, their tokenisation undone, `also_natural`, and after ever more context, then time them.
 
     An attention may have positions of its own: "softmax+rotary" is softmax with rotary ones.
     Leaves `results.json` (a record a run), `table.md`, `curves.png` and `lengths.png` in `out`.
@@ -48,7 +50,8 @@ def compare(
     for name in attentions:
         build_model(*own_recipe(recipe, name), tokenizer)
     texts = {path.name: text_tokens(tokenizer, path) for path in also}
-    if len(texts) < len(set(also)):
+    texts |= {f"{path.name}, natural": natural_tokens(tokenizer, path) for path in also_natural}
+    if len(texts) < len(set(also)) + len(set(also_natural)):
         raise ValueError("two further texts have the same name: rename one")
     shown = shown_tokens(splits["train"], len(tokenizer))
     writable_folder(out)
@@ -99,7 +102,11 @@ def _further(
         "lengths": lengths,
         "spans": SPANS,
         "texts": {
-            name: [_digest(tokens[:].tobytes()), tokens.bytes, tokens.words]
+            name: [
+                _digest(tokens[:].tobytes()),
+                None if tokens.scored is None else _digest(tokens.scored.tobytes()),
+                *(tokens.bytes, tokens.words),
+            ]
             for name, tokens in texts.items()
         },
     }

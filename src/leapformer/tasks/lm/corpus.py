@@ -14,6 +14,19 @@ from ..source import Document, Source
 
 _HEADING = re.compile(r" ?= [^=].* = ?")
 _MARK = "\ufeff"
+_TOKENISED = tuple(
+    (re.compile(pattern, re.MULTILINE), natural)
+    for pattern, natural in (
+        (r" @(.)@ ", r"\1"),
+        (r"^ (?:= )+(.+?)(?: =)+ $", r"\1"),
+        (r" ([,.;:!?%)\]])", r"\1"),
+        (r"([(\[$£€]) ", r"\1"),
+        (r" ('(?:s|t|d|m|ll|re|ve))\b", r"\1"),
+        (r'" ([^"\n]*) "', r'"\1"'),
+        (r"(?<=\d) (\u2013) (?=\d)", r"\1"),
+        (r"^ +| +$", ""),
+    )
+)
 _EMPTY = "no text in it: fetch the file again, or leave it out"
 _WIKITEXT = {"train": "train", "validation": "valid", "test": "test"}
 _SHARD = re.compile(rf"({'|'.join(SPLIT_NAMES)})(-\d+-of-\d+)?\.parquet")
@@ -49,6 +62,16 @@ def text_of(path: Path) -> str:
         raise ValueError(f"{path}: not UTF-8 text (byte {error.start}): convert it") from None
     if not text.strip():
         raise ValueError(f"{path}: {_EMPTY}")
+    return text
+
+
+def natural(text: str) -> str:
+    """WikiText as published, its tokenisation undone: "a two @-@ part story ( 1,5 % ) ." is
+    "a two-part story (1,5%)." again, and headings lose their "=". Rules of this kind, not all of
+    which can be turned back, are how models of other texts are measured on it (Radford et al.,
+    2019, section 3.1). `<unk>`, in the place of rare words, stays."""
+    for pattern, written in _TOKENISED:
+        text = pattern.sub(written, text)
     return text
 
 

@@ -1,6 +1,6 @@
 """A corpus as token ids on disk, mapped into memory, in rows of any length."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -63,11 +63,13 @@ class Tokens:
         starts: where each document begins, and the end of the last; int64 [documents + 1].
         sizes: of the text of each document bytes in UTF-8, and words between blanks; int64
             [2, documents].
+        scored: which tokens are to be predicted, bool [tokens]; None for all.
     """
 
     parts: list[NDArray[Any]]
     starts: NDArray[np.int64]
     sizes: NDArray[np.int64]
+    scored: NDArray[np.bool_] | None = None
 
     @staticmethod
     def of(data: Dataset) -> "Tokens":
@@ -126,7 +128,8 @@ class Tokens:
         if count is None:
             return self
         keep = min(int(np.searchsorted(self.starts, count)), len(self.parts))
-        return Tokens.join(self.parts[:keep], *self.sizes[:, :keep])
+        kept = Tokens.join(self.parts[:keep], *self.sizes[:, :keep])
+        return kept if self.scored is None else replace(kept, scored=self.scored[: len(kept)])
 
 
 class Rows(torch.utils.data.Dataset[dict[str, Any]]):

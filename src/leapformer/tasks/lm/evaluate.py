@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -77,16 +78,21 @@ def measure(
 ) -> dict[str, Any]:
     """Loss and what follows from it: perplexity per token and per word, bits per byte of UTF-8.
 
-    The total over all tokens is divided by the tokens, the words between blanks, and the bytes, so
-    that models of different vocabularies can be compared. With `shown`, bool [vocabulary], the
-    tokens that training showed are also measured by themselves: what a model says of others is
-    arbitrary, and costs it most.
+    The total over all tokens, of those that are `scored`, is divided by the tokens, the words
+    between blanks, and the bytes, so that models of different vocabularies can be compared. With
+    `shown`, bool [vocabulary], the tokens that training showed are also measured by themselves:
+    what a model says of others is arbitrary, and costs it most. Raises as `token_losses`.
     """
-    losses = token_losses(model, tokens, window, context)
+    losses, ids = token_losses(model, tokens, window, context), torch.from_numpy(tokens[1:])
+    if tokens.scored is not None:
+        scored = torch.from_numpy(tokens.scored[1:])
+        losses, ids = losses[scored], ids[scored]
+    if not len(losses):
+        raise ValueError("no token of the text is scored: there is nothing to predict")
     total = losses.sum().item()
     apart = {}
     if shown is not None:
-        known = shown[torch.from_numpy(tokens[1 : len(tokens)])]
+        known = shown[ids]
         count = int(known.sum())
         mean = losses[known].sum().item() / count if count else None
         perplexity = None if mean is None else _exp(mean)
@@ -121,15 +127,15 @@ def by_length(
     model: LeaPformerForCausalLM, tokens: Tokens, lengths: list[int], spans: int
 ) -> list[dict[str, Any]]:
     """How well the same tokens are predicted after ever more context: the mean loss of the last
-    tokens, half of the shortest length, of windows of each length that end at `spans` places,
-    spread evenly over the text from the end of the longest window that fits.
+    tokens, half of the shortest length, that are `scored`, of windows of each length that end at
+    `spans` places, spread evenly over the text from the end of the longest window that fits.
 
     A length that the model cannot read, or longer than the text, has an "error" instead. Raises
     ValueError for lengths below 2 and for no spans.
     """
     if spans < 1 or min(lengths, default=2) < 2:
         raise ValueError(f"lengths {lengths}, {spans} spans: expected at least 2 tokens and 1 span")
-    scored = min(lengths, default=2) // 2
+    last = min(lengths, default=2) // 2
     longest = max((length for length in lengths if length <= len(tokens)), default=0)
     ends = torch.linspace(longest, len(tokens), spans).long().unique().tolist()
     found = []
@@ -139,7 +145,12 @@ def by_length(
             if length > longest:
                 raise ValueError(f"the text is shorter than {length} tokens")
             windows = [Tokens.join([tokens[end - length : end]], 0, 0) for end in ends]
-            losses = torch.cat([token_losses(model, x, length, 0)[-scored:] for x in windows])
+            losses = torch.cat([token_losses(model, x, length, 0)[-last:] for x in windows])
+            if tokens.scored is not None:
+                scored = [tokens.scored[end - last : end] for end in ends]
+                losses = losses[torch.from_numpy(np.concatenate(scored))]
+            if not len(losses):
+                raise ValueError(f"none of the last {last} tokens of the windows is scored")
             record |= {"tokens": len(losses), "loss": losses.mean().item()}
             record["perplexity"] = _exp(record["loss"])
         except ValueError as error:

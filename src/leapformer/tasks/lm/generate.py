@@ -1,7 +1,10 @@
 """Text that goes on, token by token, for as long as one likes: of a linear mechanism in the memory
 of the first one."""
 
+import re
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,10 @@ from transformers import (
 
 from ...models import LeaPformerCache, LeaPformerForCausalLM
 from ..pretrained import fingerprint, load_pretrained
-from .corpus import text_of
+from .corpus import natural, text_of
 from .data import Tokens, encode, load
 from .evaluate import check_length
+from .tokens import UNKNOWN
 
 
 def load_model(folder: Path) -> tuple[LeaPformerForCausalLM, PreTrainedTokenizerFast]:
@@ -122,18 +126,37 @@ def text_tokens(tokenizer: PreTrainedTokenizerFast, path: Path) -> Tokens:
     return Tokens.join([ids], len(text.encode("utf-8")), len(text.split()))
 
 
+def natural_tokens(tokenizer: PreTrainedTokenizerFast, path: Path) -> Tokens:
+    """A file of WikiText as published, as `natural` text, like `text_tokens`. Its `<unk>` are read
+    but not to be predicted, nor counted as bytes and words: they stand for rare words in a corpus
+    of a fixed vocabulary and are no text."""
+    parts = re.split(f"( ?{UNKNOWN})", natural(text_of(path)))
+    found = [[tokenizer.eos_token_id], *(encode(tokenizer, part) for part in parts)]
+    scored = np.repeat([True, *(i % 2 == 0 for i in range(len(parts)))], [*map(len, found)])
+    text = parts[::2]
+    sizes = (sum(len(part.encode()) for part in text), sum(len(part.split()) for part in text))
+    ids = np.array([*chain(*found)], np.int64)
+    return replace(Tokens.join([ids], *sizes), scored=scored)
+
+
 def load_text(
-    model: Path, tokenizer: PreTrainedTokenizerFast, text: Path | None, data: Path | None
+    model: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    text: Path | None,
+    data: Path | None,
+    as_natural: bool = False,
 ) -> Tokens:
-    """The tokens of a text file, or of the test split of prepared data.
+    """The tokens of a text file, perhaps `natural`, or of the test split of prepared data.
 
     Raises ValueError where not one of the two is given, and where the data were made with another
     tokenizer than the model's.
     """
     if text is not None and data is None:
-        return text_tokens(tokenizer, text)
+        return (natural_tokens if as_natural else text_tokens)(tokenizer, text)
     if data is None or text is not None:
         raise ValueError("give either --text, a file, or --data, what lm prepare left")
+    if as_natural:
+        raise ValueError("--natural is for --text, a file of WikiText as published")
     splits, _, about = load(data)
     if about["tokenizer"] != fingerprint(model.expanduser()):
         raise ValueError(
